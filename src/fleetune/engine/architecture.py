@@ -1,0 +1,196 @@
+"""What Fleetune knows of each model family: what its modules do, and what stands between it and the logits."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fleetune.errors import BackboneError
+from fleetune.methods.base import Role
+
+StageKind = Literal["module", "activation", "dropout"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step from the pooled token to the logits.
+
+    Attributes:
+        kind: `module` calls the Hugging Face module at path `name`; `activation` applies the function `name`;
+            `dropout` drops at the rate that the configuration gives under the first of `rates` it has.
+    """
+
+    kind: StageKind
+    name: str = ""
+    rates: tuple[str, ...] = ()
+
+
+def _module(name: str) -> Stage:
+    return Stage("module", name)
+
+
+def _activation(name: str) -> Stage:
+    return Stage("activation", name)
+
+
+def _dropout(*rates: str) -> Stage:
+    return Stage("dropout", rates=rates)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One family of models.
+
+    Attributes:
+        base: Attribute of the classification model that holds the backbone.
+        roles: Role of each linear module by the end of its path; a longer end goes first.
+        stages: From the pooled token to the logits.
+        new: Modules of `stages` that a pretrained checkpoint lacks as a rule; loading one tells for sure.
+        pool: Which token speaks for the text: `first`, `last`, or `config` (`classifier_pooling`: cls or mean).
+        first_position_after_padding: Whether positions start at the padding id + 1 instead of 0.
+    """
+
+    base: str
+    roles: Mapping[str, Role]
+    stages: tuple[Stage, ...]
+    new: tuple[str, ...]
+    pool: Literal["first", "last", "config"] = "first"
+    first_position_after_padding: bool = False
+
+
+_BERT_ROLES: dict[str, Role] = {
+    "attention.self.query": "query",
+    "attention.self.key": "key",
+    "attention.self.value": "value",
+    "attention.output.dense": "attention_output",
+    "intermediate.dense": "feed_forward_in",
+    "output.dense": "feed_forward_out",
+}
+_DECODER_ROLES: dict[str, Role] = {
+    "self_attn.q_proj": "query",
+    "self_attn.k_proj": "key",
+    "self_attn.v_proj": "value",
+    "self_attn.o_proj": "attention_output",
+    "mlp.gate_proj": "feed_forward_gate",
+    "mlp.up_proj": "feed_forward_in",
+    "mlp.down_proj": "feed_forward_out",
+}
+_BERT_DROPOUT = _dropout("classifier_dropout", "hidden_dropout_prob")
+
+_BERT = Architecture(
+    base="bert",
+    roles=_BERT_ROLES,
+    stages=(_module("bert.pooler.dense"), _activation("tanh"), _BERT_DROPOUT, _module("classifier")),
+    new=("classifier",),
+)
+_ROBERTA = Architecture(
+    base="roberta",
+    roles=_BERT_ROLES,
+    stages=(
+        _BERT_DROPOUT,
+        _module("classifier.dense"),
+        _activation("tanh"),
+        _BERT_DROPOUT,
+        _module("classifier.out_proj"),
+    ),
+    new=("classifier.dense", "classifier.out_proj"),
+    first_position_after_padding=True,
+)
+_DECODER = Architecture(base="model", roles=_DECODER_ROLES, stages=(_module("score"),), new=("score",), pool="last")
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "bert": _BERT,
+    "distilbert": Architecture(
+        base="distilbert",
+        roles={
+            "attention.q_lin": "query",
+            "attention.k_lin": "key",
+            "attention.v_lin": "value",
+            "attention.out_lin": "attention_output",
+            "ffn.lin1": "feed_forward_in",
+            "ffn.lin2": "feed_forward_out",
+        },
+        stages=(
+            _module("pre_classifier"),
+            _activation("relu"),
+            _dropout("seq_classif_dropout"),
+            _module("classifier"),
+        ),
+        new=("pre_classifier", "classifier"),
+    ),
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "electra": Architecture(
+        base="electra",
+        roles=_BERT_ROLES,
+        stages=(
+            _BERT_DROPOUT,
+            _module("classifier.dense"),
+            _activation("gelu"),
+            _BERT_DROPOUT,
+            _module("classifier.out_proj"),
+        ),
+        new=("classifier.dense", "classifier.out_proj"),
+    ),
+    "albert": Architecture(
+        base="albert",
+        roles={
+            "attention.query": "query",
+            "attention.key": "key",
+            "attention.value": "value",
+            "attention.dense": "attention_output",
+            "ffn": "feed_forward_in",
+            "ffn_output": "feed_forward_out",
+        },
+        stages=(
+            _module("albert.pooler"),
+            _activation("tanh"),
+            _dropout("classifier_dropout_prob"),
+            _module("classifier"),
+        ),
+        new=("classifier",),
+    ),
+    "modernbert": Architecture(
+        base="model",
+        roles={
+            "attn.Wqkv": "query_key_value",
+            "attn.Wo": "attention_output",
+            "mlp.Wi": "feed_forward_in",
+            "mlp.Wo": "feed_forward_out",
+        },
+        stages=(
+            _module("head.dense"),
+            _activation("classifier_activation"),
+            _module("head.norm"),
+            _dropout("classifier_dropout"),
+            _module("classifier"),
+        ),
+        new=("classifier",),
+        pool="config",
+    ),
+    **dict.fromkeys(("llama", "mistral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3"), _DECODER),
+}
+
+
+def architecture_of(model_type: str) -> Architecture:
+    """Returns what is known of a family.
+
+    Raises:
+        BackboneError: If the family is not known; the message lists those that are.
+    """
+    if model_type in ARCHITECTURES:
+        return ARCHITECTURES[model_type]
+    near = difflib.get_close_matches(model_type, ARCHITECTURES, n=1)
+    hint = f"did you mean a {near[0]}? " if near else ""
+    raise BackboneError(f"models of type '{model_type}' are not supported; {hint}Known: {', '.join(ARCHITECTURES)}")
+
+
+def dropout_rate(config: Any, names: tuple[str, ...]) -> float:
+    """Returns the first rate among the fields `names` that the model's configuration sets."""
+    for name in names:
+        rate = getattr(config, name, None)
+        if rate is not None:
+            return float(rate)
+    return 0.0

@@ -1,0 +1,393 @@
+"""Loads a pretrained model, freezes it, and makes it ready for a fleet."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from fleetune.engine.architecture import Architecture, architecture_of
+from fleetune.engine.attention import PACKED, PADDED, register_attention
+from fleetune.engine.config import BackboneConfig
+from fleetune.engine.dropout import FleetDropout, ForwardState, Stream
+from fleetune.engine.head import head_logits, pool
+from fleetune.engine.layout import Layout, Pack
+from fleetune.engine.parameters import SEPARATOR, ParameterPlan, kaiming_uniform, normal
+from fleetune.engine.parity import probe_parity
+from fleetune.engine.shape import shape_of
+from fleetune.engine.site import SiteModule
+from fleetune.engine.source import find_folder
+from fleetune.errors import BackboneError
+from fleetune.methods.base import BackboneShape, Method, ParameterSpec, Site
+from fleetune.runtime import device, pick_precision, torch_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+LOAD_IN_FULL_BELOW = 1_500_000_000
+"""Models with fewer parameters are loaded in fp32 and probed there before they are rounded."""
+
+
+@dataclass
+class Backbone:
+    """A frozen pretrained model under the trials of a fleet.
+
+    Attributes:
+        config: What the recipe says of it.
+        model: The Hugging Face classification model; its own head is never used.
+        architecture: Its family.
+        shape: Its sites and the head.
+        layout: `packed`, or `padded` where the parity probe failed or the recipe says so.
+        layout_reason: Why, in a sentence.
+        precision: `bf16`, `fp32` or `float64`, of the frozen weights and their products.
+        folder: Where it was loaded from.
+        model_hash: SHA-256 of its configuration and weights.
+        head_from_checkpoint: Values of head parameters that the checkpoint has.
+        notes: What a report must say of it.
+    """
+
+    config: BackboneConfig
+    model: nn.Module
+    architecture: Architecture
+    shape: BackboneShape
+    layout: Layout
+    layout_reason: str
+    precision: str
+    folder: Path
+    model_hash: str
+    head_from_checkpoint: dict[str, Tensor]
+    notes: list[str]
+    state: ForwardState = field(default_factory=ForwardState)
+    _modules: dict[str, SiteModule] = field(default_factory=dict)
+
+    @property
+    def master_dtype(self) -> torch.dtype:
+        """Type of trained tensors, loss and optimizer state."""
+        return torch.float64 if self.precision == "float64" else torch.float32
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest text in tokens that the backbone takes, None where it has no bound."""
+        config: Any = self.model.config
+        limit = getattr(config, "max_position_embeddings", None)
+        if limit is None:
+            return None
+        return int(limit) - (self._first_position if self.architecture.first_position_after_padding else 0)
+
+    @property
+    def _first_position(self) -> int:
+        config: Any = self.model.config
+        return int(config.pad_token_id) + 1 if self.architecture.first_position_after_padding else 0
+
+    def plan_parameters(self, method: Method, seed: int) -> dict[str, ParameterPlan]:
+        """Returns what a trial of `method` trains: its deltas as `site::name`, then the head by its own names.
+
+        Raises:
+            MethodError: If the method does not fit this backbone.
+        """
+        plans: dict[str, ParameterPlan] = {}
+        for site in method.sites(self.shape):
+            for name, spec in method.parameters(site).items():
+                start = self._start(site, name, spec, seed)
+                plans[f"{site.name}{SEPARATOR}{name}"] = ParameterPlan(spec.shape, start, spec.decay)
+        for name, shape in self.shape.head.items():
+            plans[name] = ParameterPlan(shape, self._head_start(name, shape, seed), decay=len(shape) > 1)
+        return plans
+
+    def _start(self, site: Site, name: str, spec: ParameterSpec, seed: int) -> Callable[[], Tensor]:
+        if spec.initial == "frozen":
+            return lambda: self._frozen_module(site.name).get_parameter(name).detach()
+        if spec.initial == "kaiming_uniform":
+            return lambda: kaiming_uniform(spec.shape, seed, f"{site.name}{SEPARATOR}{name}")
+        return lambda: torch.full(spec.shape, {"zeros": 0.0, "ones": 1.0}[spec.initial])
+
+    def _head_start(self, name: str, shape: tuple[int, ...], seed: int) -> Callable[[], Tensor]:
+        if name in self.head_from_checkpoint:
+            return lambda: self.head_from_checkpoint[name]
+        if "norm" in name:
+            return lambda: torch.full(shape, 1.0 if name.endswith("weight") else 0.0)
+        if len(shape) == 1:
+            return lambda: torch.zeros(shape)
+        config: Any = self.model.config
+        return lambda: normal(shape, float(getattr(config, "initializer_range", 0.02)), seed, name)
+
+    def attach(self, slot: int, method: Method, parameters: dict[str, dict[str, Tensor]]) -> None:
+        """Puts one trial's deltas on the backbone; `parameters` are its tensors by site."""
+        for site in method.sites(self.shape):
+            self._site_module(site).attach(slot, method, parameters[site.name])
+
+    def detach(self, slot: int) -> None:
+        """Takes one trial's deltas off."""
+        for name, module in list(self._modules.items()):
+            module.detach(slot)
+            if not module.deltas:
+                _replace(self.model, name, module.frozen)
+                del self._modules[name]
+
+    def _site_module(self, site: Site) -> SiteModule:
+        if site.name not in self._modules:
+            module = SiteModule(self.model.get_submodule(site.name), site, self.state)
+            _replace(self.model, site.name, module)
+            self._modules[site.name] = module
+        return self._modules[site.name]
+
+    def _frozen_module(self, name: str) -> nn.Module:
+        return self._modules[name].frozen if name in self._modules else self.model.get_submodule(name)
+
+    def logits(self, pack: Pack, heads: dict[int, dict[str, Tensor]], streams: dict[int, Stream]) -> dict[int, Tensor]:
+        """Returns each slot's logits `(texts, num_labels)` for its texts in `pack`.
+
+        Args:
+            pack: The input.
+            heads: Each slot's head parameters.
+            streams: Each slot's dropout stream; empty in evaluation.
+        """
+        self.state.begin(pack, streams)
+        try:
+            pooled = pool(self._hidden(pack), pack, self.architecture, self.model.config)
+            return {
+                segment.slot: head_logits(
+                    self.model,
+                    self.architecture,
+                    pooled[segment.texts.start : segment.texts.stop],
+                    heads[segment.slot],
+                    segment.slot,
+                    self.state,
+                )
+                for segment in pack.segments
+            }
+        finally:
+            self.state.pack = None
+
+    def _hidden(self, pack: Pack) -> Tensor:
+        base = self.model.get_submodule(self.architecture.base)
+        # Attention modules hand their dropout rate on only in training mode; all else is the same in both.
+        base.train(bool(self.state.streams))
+        return run_base(base, pack, self._first_position, self.architecture)
+
+
+def run_base(base: nn.Module, pack: Pack, first_position: int, architecture: Architecture) -> Tensor:
+    """Returns the last hidden states `(1, tokens, width)` or `(texts, longest, width)` of the backbone itself."""
+    extra: dict[str, Any] = {}
+    if pack.type_ids is not None:
+        extra["token_type_ids"] = pack.type_ids
+    if architecture.pool == "last":
+        extra["use_cache"] = False
+    with _without_pooler(base):
+        output = base(
+            input_ids=pack.input_ids,
+            attention_mask=pack.attention_mask,
+            position_ids=pack.positions + first_position,
+            **extra,
+        )
+    return output[0]  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _without_pooler(base: nn.Module) -> Iterator[None]:
+    """Keeps the backbone from pooling: it would take a pack for one text. The pooler is a stage of the head here."""
+    pooler = base._modules.get("pooler")
+    if pooler is None:
+        yield
+        return
+    base._modules["pooler"] = None
+    try:
+        yield
+    finally:
+        base._modules["pooler"] = pooler
+
+
+def load_backbone(config: BackboneConfig, num_labels: int, precision: str = "auto") -> Backbone:
+    """Returns the frozen backbone that `config` names, ready for deltas.
+
+    Args:
+        config: Folder, hub name or embedded name, revision and layout.
+        num_labels: Number of the classifier's outputs.
+        precision: `auto`, `bf16`, `fp32` or `float64`.
+
+    Raises:
+        BackboneError: If it cannot be found, read or used.
+    """
+    folder = find_folder(config)
+    precision = pick_precision(precision)
+    model, missing = _load_model(folder, num_labels, precision)
+    model_config: Any = model.config
+    architecture = architecture_of(model_config.model_type)
+    head = _head_names(model, architecture, missing)
+    shape = shape_of(model, architecture, head)
+    from_checkpoint = {name: model.get_parameter(name).detach().clone() for name in head if name not in missing}
+    model.requires_grad_(False)
+    state = ForwardState()
+    _prepare_modules(model, architecture, state)
+    register_attention()
+    layout, reason = _choose_layout(config, model, architecture, state)
+    set_layout(model, layout)
+    _round(model.get_submodule(architecture.base), torch_dtype(precision))
+    model.to(device())
+    return Backbone(
+        config=config,
+        model=model,
+        architecture=architecture,
+        shape=shape,
+        layout=layout,
+        layout_reason=reason,
+        precision=precision,
+        folder=folder,
+        model_hash=hash_model(folder),
+        head_from_checkpoint=from_checkpoint,
+        notes=_notes(architecture, missing, reason),
+        state=state,
+    )
+
+
+def _load_model(folder: Path, num_labels: int, precision: str) -> tuple[nn.Module, set[str]]:
+    """Returns the classification model and the names of the parameters that the checkpoint lacks."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    try:
+        config = AutoConfig.from_pretrained(folder, num_labels=num_labels)
+    except (ValueError, KeyError, OSError) as error:
+        raise BackboneError(f"{folder}/config.json cannot be read: {str(error).splitlines()[0]}") from None
+    architecture_of(config.model_type)
+    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    small = stored < 4 * LOAD_IN_FULL_BELOW
+    dtype = torch.float64 if precision == "float64" else torch.float32 if small else torch_dtype(precision)
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            attn_implementation="eager",
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BackboneError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from None
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()
+    mismatched = {item[0] if isinstance(item, tuple) else item for item in info.get("mismatched_keys", ())}
+    return model, set(info["missing_keys"]) | mismatched
+
+
+def _head_names(model: nn.Module, architecture: Architecture, missing: set[str]) -> list[str]:
+    """Returns the head's parameters: what stands between backbone and logits and is new, or lacks in the checkpoint.
+
+    Raises:
+        BackboneError: If a part of the backbone itself is missing: the checkpoint is broken.
+    """
+    stages = [stage.name for stage in architecture.stages if stage.kind == "module"]
+    head = [
+        f"{stage}.{name}"
+        for stage in stages
+        for name, _ in model.get_submodule(stage).named_parameters()
+        if stage in architecture.new or f"{stage}.{name}" in missing
+    ]
+    pooler = f"{architecture.base}.pooler"
+    broken = [name for name in sorted(missing) if name not in head and not name.startswith(pooler)]
+    if broken:
+        raise BackboneError(
+            f"the checkpoint lacks {len(broken)} parameters of the backbone, such as {broken[0]}.\n"
+            "It is incomplete, or for another architecture than its config.json says"
+        )
+    return head
+
+
+def _prepare_modules(model: nn.Module, architecture: Architecture, state: ForwardState) -> None:
+    """Gives every attention module the state, and every dropout of the backbone its own stream."""
+    base = model.get_submodule(architecture.base)
+    for name, module in list(base.named_modules()):
+        path = f"{architecture.base}.{name}"
+        if isinstance(module, nn.Dropout):
+            _replace(model, path, FleetDropout(module.p, path, state))
+        else:
+            object.__setattr__(module, "fleetune_state", state)
+            object.__setattr__(module, "fleetune_place", f"{path}.attention_weights")
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
+
+
+def _choose_layout(
+    config: BackboneConfig, model: nn.Module, architecture: Architecture, state: ForwardState
+) -> tuple[Layout, str]:
+    if config.layout == "padded":
+        return "padded", "the recipe asks for it"
+    difference, tolerance = probe_parity(model, architecture, state)
+    if difference <= tolerance:
+        return "packed", f"equal to the padded model within {difference:.1e} of the largest value"
+    if config.layout == "packed":
+        raise BackboneError(
+            f'layout = "packed" changes this model\'s output by {difference:.1e} of the largest value; '
+            f'at most {tolerance:.0e} is allowed.\nLeave layout out, or set it to "padded"'
+        )
+    return "padded", f"the packed layout differs by {difference:.1e} of the largest value from the padded model"
+
+
+def set_layout(model: nn.Module, layout: Layout) -> None:
+    """Makes the model's attention functions those of `layout`."""
+    hub_model: Any = model
+    hub_model.set_attn_implementation(PACKED if layout == "packed" else PADDED)
+
+
+def _round(base: nn.Module, dtype: torch.dtype) -> None:
+    # Buffers keep their type: rotary frequencies in bf16 would move every position. So does the pooler, which works
+    # on one token a text, with the heads, in their type.
+    for name, parameter in base.named_parameters():
+        if not name.startswith("pooler."):
+            parameter.data = parameter.data.to(dtype)
+
+
+def hash_model(folder: Path) -> str:
+    """Returns the SHA-256 over configuration and weights of a model folder."""
+    digest = hashlib.sha256()
+    for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _notes(architecture: Architecture, missing: Iterable[str], reason: str) -> list[str]:
+    notes = [f"Layout: {reason}."]
+    expected = set(architecture.new)
+    extra = sorted({name.rpartition(".")[0] for name in missing} - expected - {f"{architecture.base}.pooler"})
+    known = {stage.name for stage in architecture.stages}
+    trained = [name for name in extra if name in known]
+    if trained:
+        notes.append(f"The checkpoint lacks {', '.join(trained)}: trained and saved with the head.")
+    return notes
+
+
+def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
+    """Returns the backbone's tokenizer, padding on the right, with a pad token even where the model has none.
+
+    Raises:
+        BackboneError: If the folder has no usable tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    folder = find_folder(config)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, TypeError) as error:
+        raise BackboneError(f"{folder} has no usable tokenizer: {str(error).splitlines()[0]}") from None
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer  # type: ignore[no-any-return]

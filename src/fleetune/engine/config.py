@@ -1,0 +1,74 @@
+"""What a recipe says about the backbone and about training one trial: every field a single value."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fleetune.metrics import MetricName
+
+Positive = Annotated[float, Field(gt=0.0)]
+Precision = Literal["auto", "bf16", "fp32", "float64"]
+
+
+class BackboneConfig(BaseModel):
+    """Which pretrained model is frozen under the trials."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = "backbone"
+    """Name in tables, where a recipe has several backbones."""
+    model: str
+    """A folder, a hub name, or `embedded:minilm`, `embedded:smollm2`."""
+    revision: str | None = None
+    """Commit, tag or branch on the hub."""
+    quantize: Literal["none"] = "none"
+    """Storage of the frozen weights."""
+    layout: Literal["auto", "packed", "padded"] = "auto"
+    """How texts lie in memory; `auto` is packed where the parity probe allows it."""
+
+
+class TrainingConfig(BaseModel):
+    """How one trial is trained. In a recipe any field may be a list, which makes it an axis of the grid."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: Positive = 3.0
+    """Passes over the training texts; a fraction trains a part of the last pass."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Number of optimizer steps; where given it takes the place of `epochs`."""
+    batch_size: int = Field(default=16, ge=1)
+    """Texts in one forward and backward pass."""
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    """Passes whose gradients make one optimizer step."""
+    learning_rate: Positive = 5e-4
+    """Peak learning rate."""
+    weight_decay: float = Field(default=0.01, ge=0.0)
+    """Decoupled weight decay; never on biases and norms."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the two moments."""
+    adam_epsilon: Positive = 1e-8
+    """AdamW's term against division by zero."""
+    warmup_ratio: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of the steps over which the learning rate rises to its peak."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Number of warm-up steps; where given it takes the place of `warmup_ratio`."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls after warm-up."""
+    max_grad_norm: float = Field(default=1.0, ge=0.0)
+    """Gradients are scaled down to this norm; 0 switches clipping off."""
+    head_dropout: float | None = Field(default=None, ge=0.0, lt=1.0)
+    """Dropout in the head; as the backbone's configuration says where absent."""
+    backbone_dropout: bool = True
+    """Whether the backbone's own dropout acts in training."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """`balanced` weighs each class by the inverse of its frequency in training."""
+    evaluate_every: Literal["epoch"] | Annotated[int, Field(ge=1)] = "epoch"
+    """Evaluation on validation: at each epoch's end, or every so many steps; and always at the end."""
+    early_stopping_patience: int | None = Field(default=None, ge=1)
+    """Stop after this many evaluations without a better metric."""
+    metric: MetricName = "f1_macro"
+    """Metric on validation that chooses the best checkpoint."""
+    precision: Precision = "auto"
+    """Of the frozen weights and their products; adapters, head and optimizer stay in fp32 (or float64)."""

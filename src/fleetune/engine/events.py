@@ -1,0 +1,60 @@
+"""What a fleet reports while it trains, in the order in which it happens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetune.data.dataset import SplitName
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """One optimizer step of one trial."""
+
+    trial: str
+    step: int
+    total_steps: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    texts: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One evaluation on validation; `best` says whether it is the best so far by the trial's metric."""
+
+    trial: str
+    step: int
+    epoch: float
+    metrics: dict[str, float]
+    best: bool
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A trial's end: logits `(texts, num_labels)` of its best checkpoint for each evaluated split."""
+
+    trial: str
+    steps: int
+    best_step: int
+    stopped_early: bool
+    seconds: float
+    predictions: dict[SplitName, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A trial that cannot go on, and why; its neighbours do."""
+
+    trial: str
+    step: int
+    reason: str
+
+
+Event = Stepped | Evaluated | Finished | Failed

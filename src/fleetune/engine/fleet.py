@@ -1,0 +1,216 @@
+"""Trains trials side by side over one frozen backbone."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fleetune.data.dataset import SplitName
+from fleetune.data.tokens import Tokens
+from fleetune.engine.backbone import Backbone
+from fleetune.engine.evaluation import predict_logits
+from fleetune.engine.events import Evaluated, Event, Failed, Finished, Stepped
+from fleetune.engine.layout import pack_texts
+from fleetune.engine.loss import batch_loss, class_weights
+from fleetune.engine.trial import Trial, TrialSpec
+from fleetune.metrics import evaluate
+from fleetune.runtime import device
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SECONDS_BETWEEN_SAVES = 300.0
+"""A trial whose evaluations lie further apart is saved this often besides."""
+
+
+@dataclass(frozen=True)
+class FleetData:
+    """Texts as the engine sees them.
+
+    Attributes:
+        tokens: Every text's tokens.
+        labels: `(texts,)` class indices, or `(texts, num_labels)` 0/1 where multi-label.
+        splits: Indices by split; `train` must not be empty.
+    """
+
+    tokens: Tokens
+    labels: NDArray[np.int64] | NDArray[np.uint8]
+    splits: dict[SplitName, NDArray[np.int64]]
+
+
+class Fleet:
+    """Trials that train together. Adding one changes none of the others.
+
+    Args:
+        backbone: The frozen model.
+        specs: The trials.
+        data: Their texts.
+        checkpoints: Folder of the trials' checkpoints, `ID/last` and `ID/best`; None keeps nothing on disk.
+    """
+
+    def __init__(
+        self, backbone: Backbone, specs: Sequence[TrialSpec], data: FleetData, checkpoints: Path | None = None
+    ) -> None:
+        self.backbone = backbone
+        self.data = data
+        self.trials = [
+            Trial(spec, slot, backbone, data.splits["train"], None if checkpoints is None else checkpoints / spec.id)
+            for slot, spec in enumerate(specs)
+        ]
+        self._labels = torch.from_numpy(np.ascontiguousarray(data.labels)).to(device())
+        train_labels = data.labels[data.splits["train"]]
+        self._weights = {
+            trial.slot: class_weights(train_labels, self.num_labels, trial.spec.training.class_weights)
+            for trial in self.trials
+        }
+
+    @property
+    def num_labels(self) -> int:
+        """Number of the classifier's outputs."""
+        return int(self.backbone.model.config.num_labels)  # type: ignore[union-attr, arg-type]
+
+    def train(self) -> Iterator[Event]:
+        """Yields what happens until every trial has finished or failed; resumes trials that have a checkpoint.
+
+        Closing the iterator saves every trial that is under way.
+        """
+        running = list(self.trials)
+        for trial in running:
+            trial.resume()
+            self._attach(trial)
+        try:
+            while running:
+                if owed := [trial for trial in running if trial.owes_evaluation]:
+                    yield from self._evaluate(owed)
+                elif ended := [trial for trial in running if trial.is_over]:
+                    yield from self._finish(ended)
+                    running = [trial for trial in running if trial not in ended]
+                else:
+                    failed = yield from self._advance(running)
+                    running = [trial for trial in running if trial not in failed]
+        finally:
+            for trial in running:
+                trial.save()
+            for trial in self.trials:
+                self.backbone.detach(trial.slot)
+
+    def _attach(self, trial: Trial) -> None:
+        by_site = {site.name: trial.parameters.at(site.name) for site in trial.spec.method.sites(self.backbone.shape)}
+        self.backbone.attach(trial.slot, trial.spec.method, by_site)
+
+    def _advance(self, running: list[Trial]) -> Generator[Event, None, list[Trial]]:
+        """Makes one micro-batch of every trial, and the optimizer steps that it completes; returns who failed."""
+        started = time.monotonic()
+        losses = self._backward(running)
+        failed: list[Trial] = []
+        events: list[Event] = []
+        for trial in running:
+            loss, texts, tokens = losses[trial.slot]
+            if not math.isfinite(loss):
+                failed.append(trial)
+                events.append(self._fail(trial, f"the loss became {loss} at step {trial.progress.step + 1}"))
+            elif trial.finish_micro_step(loss, texts, tokens):
+                events.append(self._step(trial))
+        self._share_time(running, started)
+        yield from events
+        for trial in running:
+            if trial not in failed and trial.micro_step == 0 and trial.seconds_since_save() > SECONDS_BETWEEN_SAVES:
+                trial.save()
+        return failed
+
+    def _backward(self, running: list[Trial]) -> dict[int, tuple[float, int, int]]:
+        """Runs every trial's next micro-batch forward and backward; returns loss, texts and tokens by slot."""
+        groups = [running] if self.backbone.layout == "packed" else [[trial] for trial in running]
+        results: dict[int, tuple[float, int, int]] = {}
+        for group in groups:
+            batches = {trial.slot: trial.next_batch() for trial in group}
+            pack = pack_texts(
+                self.data.tokens, [(slot, texts) for slot, (texts, _) in batches.items()], self.backbone.layout
+            )
+            heads = {trial.slot: trial.parameters.head for trial in group}
+            streams = {trial.slot: trial.stream() for trial in group}
+            logits = self.backbone.logits(pack, heads, streams)
+            losses = {slot: self._loss(slot, logits[slot], *batches[slot]) for slot in batches}
+            torch.autograd.backward(list(losses.values()))
+            values = torch.stack(list(losses.values())).detach().tolist()
+            for segment, value in zip(pack.segments, values, strict=True):
+                results[segment.slot] = (value, len(segment.texts), len(segment.tokens))
+        return results
+
+    def _loss(self, slot: int, logits: Tensor, texts: NDArray[np.int64], step_texts: int) -> Tensor:
+        labels = self._labels[torch.from_numpy(texts).to(device())]
+        return batch_loss(logits, labels, self._weights[slot], step_texts)
+
+    def _step(self, trial: Trial) -> Stepped:
+        totals, norm, rate = trial.finish_step()
+        return Stepped(
+            trial=trial.spec.id,
+            step=trial.progress.step,
+            total_steps=trial.total_steps,
+            epoch=trial.epoch,
+            loss=totals.loss,
+            learning_rate=rate,
+            gradient_norm=norm,
+            texts=totals.texts,
+            tokens=totals.tokens,
+        )
+
+    def _fail(self, trial: Trial, reason: str) -> Failed:
+        self.backbone.detach(trial.slot)
+        return Failed(trial.spec.id, trial.progress.step, reason)
+
+    def _share_time(self, trials: list[Trial], started: float) -> None:
+        share = (time.monotonic() - started) / max(1, len(trials))
+        for trial in trials:
+            trial.progress.seconds += share
+
+    def _evaluate(self, due: list[Trial]) -> Iterator[Event]:
+        """Evaluates trials on validation, all in one pass; saves each."""
+        texts = self.data.splits.get("validation", np.empty(0, dtype=np.int64))
+        for trial in due:
+            trial.progress.evaluated_step = trial.progress.step
+        if len(texts):
+            started = time.monotonic()
+            logits = predict_logits(self.backbone, due, self.data.tokens, texts)
+            self._share_time(due, started)
+            for trial in due:
+                metrics = evaluate(self.data.labels[texts], logits[trial.slot])
+                best = trial.judge(metrics[trial.spec.training.metric])
+                yield Evaluated(trial.spec.id, trial.progress.step, trial.epoch, metrics, best)
+        for trial in due:
+            trial.save()
+
+    def _finish(self, ended: list[Trial]) -> Iterator[Event]:
+        """Predicts validation and test with each trial's best parameters, and lets them go."""
+        started = time.monotonic()
+        last = {trial.slot: trial.parameters.state() for trial in ended}
+        for trial in ended:
+            trial.restore_best()
+        predictions: dict[int, dict[SplitName, NDArray[np.float32]]] = {trial.slot: {} for trial in ended}
+        for split in ("validation", "test"):
+            texts = self.data.splits.get(split, np.empty(0, dtype=np.int64))
+            if len(texts):
+                for slot, logits in predict_logits(self.backbone, ended, self.data.tokens, texts).items():
+                    predictions[slot][split] = logits
+        self._share_time(ended, started)
+        for trial in ended:
+            trial.progress.finished = True
+            trial.parameters.load(last[trial.slot])
+            trial.save()
+            self.backbone.detach(trial.slot)
+            yield Finished(
+                trial=trial.spec.id,
+                steps=trial.progress.step,
+                best_step=trial.progress.best_step or trial.progress.step,
+                stopped_early=trial.progress.stopped_early,
+                seconds=trial.progress.seconds,
+                predictions=predictions[trial.slot],
+            )

@@ -1,0 +1,120 @@
+"""The tensors that one trial trains, in flat buffers so that optimizer and clipping see few large tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod, sqrt
+from typing import TYPE_CHECKING
+
+import torch
+
+from fleetune.runtime import random_stream
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SEPARATOR = "::"
+"""Between a site's name and a parameter's name in `TrialParameters.tensors`."""
+
+
+@dataclass(frozen=True)
+class ParameterPlan:
+    """One tensor to be made: `initial` gives its start, `decay` whether weight decay acts on it."""
+
+    shape: tuple[int, ...]
+    initial: Callable[[], Tensor]
+    decay: bool
+
+
+class TrialParameters:
+    """One trial's trained tensors and their gradients.
+
+    Every tensor is a leaf that shares memory with one of two flat buffers, `decayed` and `undecayed`, and so are
+    the gradients.
+
+    Args:
+        plans: What to make, by name.
+        dtype: fp32, or float64 where everything is.
+        device: Where they live.
+    """
+
+    def __init__(self, plans: Mapping[str, ParameterPlan], dtype: torch.dtype, device: torch.device) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.buffers = tuple(self._fill(plans, decay, dtype, device) for decay in (True, False))
+
+    def _fill(
+        self, plans: Mapping[str, ParameterPlan], decay: bool, dtype: torch.dtype, device: torch.device
+    ) -> torch.nn.Parameter:
+        chosen = {name: plan for name, plan in plans.items() if plan.decay is decay}
+        flat = torch.zeros(sum(prod(plan.shape) for plan in chosen.values()), dtype=dtype, device=device)
+        buffer = torch.nn.Parameter(flat)
+        buffer.grad = torch.zeros_like(flat)
+        start = 0
+        for name, plan in chosen.items():
+            end = start + prod(plan.shape)
+            tensor = flat[start:end].view(plan.shape)
+            tensor.copy_(plan.initial())
+            tensor = tensor.detach().requires_grad_()
+            tensor.grad = buffer.grad[start:end].view(plan.shape)
+            self.tensors[name] = tensor
+            start = end
+        return buffer
+
+    def at(self, site: str) -> dict[str, Tensor]:
+        """Returns the tensors at one site, by their name there."""
+        prefix = site + SEPARATOR
+        return {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
+
+    @property
+    def head(self) -> dict[str, Tensor]:
+        """The head's tensors, by their name in the Hugging Face model."""
+        return {name: tensor for name, tensor in self.tensors.items() if SEPARATOR not in name}
+
+    def gradient_norm(self) -> Tensor:
+        """Returns the Euclidean norm of all gradients."""
+        norms = [torch.linalg.vector_norm(buffer.grad) for buffer in self.buffers if buffer.grad is not None]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        return norm
+
+    def scale_gradients(self, factor: float | Tensor) -> None:
+        """Multiplies all gradients by `factor`."""
+        for buffer in self.buffers:
+            assert buffer.grad is not None
+            buffer.grad.mul_(factor)
+
+    def zero_gradients(self) -> None:
+        """Sets all gradients to zero, in place."""
+        for buffer in self.buffers:
+            assert buffer.grad is not None
+            buffer.grad.zero_()
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns a copy of every tensor."""
+        return {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Takes over the values of `state`.
+
+        Raises:
+            ValueError: If names or shapes differ.
+        """
+        if state.keys() != self.tensors.keys():
+            odd = sorted(state.keys() ^ self.tensors.keys())
+            raise ValueError(f"parameters differ from the trial's: {', '.join(odd[:3])}")
+        with torch.no_grad():
+            for name, tensor in self.tensors.items():
+                if state[name].shape != tensor.shape:
+                    raise ValueError(f"{name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}")
+                tensor.copy_(state[name])
+
+
+def kaiming_uniform(shape: tuple[int, ...], seed: int, place: str) -> Tensor:
+    """Returns uniform values within ± 1 / sqrt(fan_in), as `nn.Linear` starts (He et al., 2015, with a = sqrt(5))."""
+    values = random_stream("initial", seed, place).uniform(-1.0, 1.0, shape) / sqrt(shape[-1])
+    return torch.from_numpy(values)
+
+
+def normal(shape: tuple[int, ...], deviation: float, seed: int, place: str) -> Tensor:
+    """Returns normal values of the given standard deviation."""
+    return torch.from_numpy(random_stream("initial", seed, place).normal(0.0, deviation, shape))

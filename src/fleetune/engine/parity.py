@@ -1,0 +1,71 @@
+"""Checks on a real model that texts laid end to end give what padded texts give."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fleetune.engine.architecture import Architecture
+from fleetune.engine.dropout import ForwardState
+from fleetune.engine.layout import Pack, pack_texts
+from fleetune.runtime import random_stream
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LENGTHS = (2, 5, 17, 33)
+"""Tokens of the probe's texts: shorter and longer than an attention bucket, none a multiple of another."""
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2}
+"""Largest difference allowed, relative to the largest value."""
+
+
+class _RandomTokens:
+    """Stands in for tokenised texts: random ids, never the padding id."""
+
+    type_ids: NDArray[np.uint8] | None = None
+
+    def __init__(self, vocabulary: int, padding: int | None) -> None:
+        self.lengths = np.array(LENGTHS, dtype=np.int64)
+        self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
+        first = 0 if padding is None else padding + 1
+        self.input_ids = random_stream("parity").integers(first, vocabulary, int(self.offsets[-1]), dtype=np.int32)
+
+
+def probe_parity(model: nn.Module, architecture: Architecture, state: ForwardState) -> tuple[float, float]:
+    """Returns how far the packed layout is from the padded model, and how far it may be; both relative.
+
+    The padded model is the plain Hugging Face one with its own eager attention.
+    """
+    hub_model: Any = model
+    config = hub_model.config
+    tokens: Any = _RandomTokens(config.vocab_size, config.pad_token_id)
+    everything = np.arange(len(LENGTHS))
+    base = model.get_submodule(architecture.base).eval()
+    padded = pack_texts(tokens, [(0, everything)], "padded")
+    packed = pack_texts(tokens, [(0, everything)], "packed")
+    model.to(padded.input_ids.device)
+    with torch.no_grad():
+        hub_model.set_attn_implementation("eager")
+        expected = _run(base, padded, architecture, config, state)[padded.attention_mask.bool()]  # type: ignore[union-attr]
+        hub_model.set_attn_implementation("fleetune_packed")
+        try:
+            got = _run(base, packed, architecture, config, state)[0]
+        except (RuntimeError, TypeError, ValueError):
+            return float("inf"), 0.0
+    difference = float((got - expected).abs().max() / expected.abs().max())
+    return difference, TOLERANCE[expected.dtype]
+
+
+def _run(base: nn.Module, pack: Pack, architecture: Architecture, config: Any, state: ForwardState) -> Tensor:
+    from fleetune.engine.backbone import run_base
+
+    first = int(config.pad_token_id) + 1 if architecture.first_position_after_padding else 0
+    state.begin(pack, {})
+    try:
+        return run_base(base, pack, first, architecture)
+    finally:
+        state.pack = None

@@ -1,0 +1,110 @@
+"""Reads a backbone's sites and head from a model's modules, or from its `config.json` alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fleetune.engine.architecture import Architecture, architecture_of
+from fleetune.errors import BackboneError
+from fleetune.methods.base import BackboneShape, Role, Site, SiteKind
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@cache
+def shape_from_config(path: Path, num_labels: int) -> BackboneShape:
+    """Returns the shape of the model whose `config.json` lies in folder `path`; no weights are read or made.
+
+    Raises:
+        BackboneError: If there is no `config.json`, or the family is not known.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    file = path if path.name == "config.json" else path / "config.json"
+    if not file.is_file():
+        raise BackboneError(f"{file} does not exist; a model folder with a config.json was expected")
+    try:
+        config = AutoConfig.from_pretrained(file.parent, num_labels=num_labels)
+    except (ValueError, KeyError, OSError) as error:
+        raise BackboneError(f"{file} cannot be read as a model configuration: {str(error).splitlines()[0]}") from None
+    architecture = architecture_of(config.model_type)
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    new = [
+        f"{module}.{name}" for module in architecture.new for name, _ in model.get_submodule(module).named_parameters()
+    ]
+    return shape_of(model, architecture, new)
+
+
+def shape_of(model: nn.Module, architecture: Architecture, new: Iterable[str]) -> BackboneShape:
+    """Returns the shape of a Hugging Face classification model.
+
+    Args:
+        model: The model; its weights may be on the meta device.
+        architecture: What is known of its family.
+        new: Names of the parameters that the checkpoint lacks; these are the head.
+    """
+    head = {name: tuple(model.get_parameter(name).shape) for name in new}
+    sites = tuple(_sites(model, architecture, head))
+    counted = sum(_size(site) for site in sites)
+    config: Any = model.config
+    return BackboneShape(config.model_type, sites, head, counted)
+
+
+def _sites(model: nn.Module, architecture: Architecture, head: Mapping[str, tuple[int, ...]]) -> Iterable[Site]:
+    used = _used_modules(architecture)
+    for name, module in model.named_modules():
+        own = {key: tuple(value.shape) for key, value in module.named_parameters(recurse=False)}
+        if not own or not used(name) or any(f"{name}.{key}" in head for key in own):
+            continue
+        yield Site(name, _kind(name, module), _role(name, architecture), _layer(name), own)
+
+
+def _used_modules(architecture: Architecture) -> Any:
+    """Returns a test for paths that classification calls: the backbone without a pooler that no stage names."""
+    stages = {stage.name for stage in architecture.stages if stage.kind == "module"}
+    pooler = f"{architecture.base}.pooler"
+
+    def used(name: str) -> bool:
+        inside = name.startswith(architecture.base + ".") and not name.startswith(pooler)
+        return inside or name in stages
+
+    return used
+
+
+def _kind(name: str, module: nn.Module) -> SiteKind:
+    from torch import nn
+
+    if isinstance(module, nn.Linear):
+        return "linear"
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    if "norm" in type(module).__name__.lower():
+        return "norm"
+    raise BackboneError(f"module {name} ({type(module).__name__}) holds parameters and is of no kind known here")
+
+
+def _role(name: str, architecture: Architecture) -> Role:
+    ends = [end for end in architecture.roles if name.endswith("." + end)]
+    return architecture.roles[max(ends, key=len)] if ends and _layer(name) is not None else "other"
+
+
+def _layer(name: str) -> int | None:
+    found = re.search(r"\.(\d+)\.", name)
+    return int(found[1]) if found else None
+
+
+def _size(site: Site) -> int:
+    total = 0
+    for shape in site.shapes.values():
+        size = 1
+        for length in shape:
+            size *= length
+        total += size
+    return total

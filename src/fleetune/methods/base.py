@@ -1,0 +1,250 @@
+"""What a method is: where it attaches, what it trains there, and how that changes a frozen module's output.
+
+A method is stateless and imports no torch. It says which sites of a backbone it changes (`sites`), which
+parameters one trial has at a site (`parameters`), and what they do (`transform_input`, `forward`). The engine
+makes the tensors, keeps one set a trial, and calls the method on each trial's own segment of tokens.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fleetune.errors import MethodError, RecipeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SiteKind = Literal["linear", "norm", "embedding"]
+Role = Literal[
+    "query", "key", "value", "query_key_value", "attention_output",
+    "feed_forward_in", "feed_forward_gate", "feed_forward_out", "other",
+]  # fmt: skip
+Initial = Literal["zeros", "ones", "frozen", "kaiming_uniform"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One frozen module of the backbone at which methods can attach.
+
+    Attributes:
+        name: Path in the plain Hugging Face classification model, such as
+            `bert.encoder.layer.0.attention.self.query`.
+        kind: `linear`, `norm` or `embedding`.
+        role: What the module does in its layer; the same word in every architecture.
+        layer: Index of its layer, None outside the layers.
+        shapes: Shape of each frozen parameter by name: `{"weight": (out, in), "bias": (out,)}`.
+    """
+
+    name: str
+    kind: SiteKind
+    role: Role
+    layer: int | None
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def in_features(self) -> int:
+        """Width of a linear site's input."""
+        return self.shapes["weight"][1]
+
+    @property
+    def out_features(self) -> int:
+        """Width of a linear site's output."""
+        return self.shapes["weight"][0]
+
+
+@dataclass(frozen=True)
+class BackboneShape:
+    """What is known of a backbone from its `config.json` alone.
+
+    Attributes:
+        model_type: Hugging Face's name of the architecture, such as `bert`.
+        sites: Every site, in the order of the forward pass's definition.
+        head: Shapes of the head's parameters by their name in the Hugging Face model. These are trained by
+            every method.
+        backbone_parameters: Number of the backbone's parameters, head excluded.
+    """
+
+    model_type: str
+    sites: tuple[Site, ...]
+    head: Mapping[str, tuple[int, ...]]
+    backbone_parameters: int
+
+    @property
+    def head_parameters(self) -> int:
+        """Number of the head's parameters."""
+        return sum(prod(shape) for shape in self.head.values())
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """One trained tensor of one trial at one site.
+
+    Attributes:
+        shape: Its shape.
+        initial: Its start: `zeros`, `ones`, `frozen` (a copy of the site's parameter of the same name) or
+            `kaiming_uniform` (bound 1/sqrt(fan_in) on the last dimension).
+        decay: Whether weight decay acts on it.
+    """
+
+    shape: tuple[int, ...]
+    initial: Initial
+    decay: bool = True
+
+    @property
+    def size(self) -> int:
+        """Number of its elements."""
+        return prod(self.shape)
+
+
+class SiteCall(Protocol):
+    """What the engine gives a method when a trial's segment passes a site."""
+
+    def frozen(self, name: str) -> Tensor:
+        """Returns the site's frozen parameter `name`."""
+
+    def dropout(self, x: Tensor, rate: float) -> Tensor:
+        """Returns `x` with dropout from the trial's own stream; `x` itself in evaluation or at rate 0."""
+
+    def replaced(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Returns the frozen module's output for `x` with some of its parameters replaced."""
+
+
+class MethodConfig(BaseModel):
+    """A method's settings; each field's docstring is its help."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Method(ABC):
+    """One way to fine-tune. Subclasses are registered by `register` and constructed from settings.
+
+    Raises:
+        RecipeError: If a setting is unknown or out of its range.
+    """
+
+    class Config(MethodConfig):
+        """No settings."""
+
+    kind: ClassVar[str]
+    """The word for it in recipes."""
+    source: ClassVar[str]
+    """Paper and where to find it."""
+    shares_backbone: ClassVar[bool] = True
+    """Whether trials of it can train side by side; others run as fleets of one."""
+    replaces_output: ClassVar[bool] = False
+    """Whether `forward` ignores the frozen output, which is then not computed for the segment."""
+    changes_input: ClassVar[bool] = False
+    """Whether `transform_input` acts before the frozen product."""
+    starts_as_no_op: ClassVar[bool] = True
+    """Whether a fresh delta leaves the backbone's output as it is."""
+
+    config: MethodConfig
+
+    def __init__(self, **settings: Any) -> None:
+        try:
+            self.config = self.Config(**settings)
+        except ValidationError as error:
+            raise RecipeError(describe_validation(error, self.Config, where=f"method {self.kind}")) from None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every setting by name, defaults included."""
+        return self.config.model_dump(mode="json")
+
+    @abstractmethod
+    def sites(self, shape: BackboneShape) -> list[Site]:
+        """Returns the sites it changes.
+
+        Raises:
+            MethodError: If a target matches nothing, or the backbone has nothing of the kind.
+        """
+
+    @abstractmethod
+    def parameters(self, site: Site) -> dict[str, ParameterSpec]:
+        """Returns what one trial trains at `site`, by name."""
+
+    def transform_input(self, x: Tensor, parameters: Mapping[str, Tensor], site: Site) -> Tensor:
+        """Returns the input `(..., in_features)` that the frozen module is to see; only if `changes_input`."""
+        return x
+
+    @abstractmethod
+    def forward(
+        self, x: Tensor, output: Tensor, parameters: Mapping[str, Tensor], site: Site, call: SiteCall
+    ) -> Tensor:
+        """Returns the site's output for one trial.
+
+        Args:
+            x: The site's input `(..., in_features)`, after `transform_input`.
+            output: The frozen module's output `(..., out_features)`; `x` itself if `replaces_output`.
+            parameters: The trial's tensors at this site, in the type they are computed in.
+            site: The site.
+            call: Frozen parameters, dropout and the module itself.
+        """
+
+    def expected_parameters(self, shape: BackboneShape) -> int:
+        """Returns the number of trained parameters without the head, from the architecture alone."""
+        return sum(spec.size for site in self.sites(shape) for spec in self.parameters(site).values())
+
+    def to_peft(self, sites: Iterable[Site]) -> dict[str, Any] | None:
+        """Returns the fields of PEFT's `adapter_config.json`, or None where PEFT has no such method."""
+        return None
+
+    def peft_name(self, parameter: str) -> str | None:
+        """Returns the name of `parameter` below its site in PEFT's checkpoints, None where PEFT has no such method."""
+        return None
+
+
+def describe_validation(error: ValidationError, known: type[BaseModel], where: str) -> str:
+    """Returns the first fault of `error` in one line, with the nearest known key where one is unknown."""
+    fault = error.errors()[0]
+    key = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        name = str(fault["loc"][-1])
+        near = difflib.get_close_matches(name, known.model_fields, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known.model_fields)}"
+        return f"{where}: unknown setting '{key}'; {hint}"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{where}: {key} = {fault['input']!r}: {message}" if key else f"{where}: {message}"
+
+
+def match_targets(shape: BackboneShape, targets: Sequence[str]) -> list[Site]:
+    """Returns the linear sites whose path is a target or ends in one, as PEFT matches `target_modules`.
+
+    `all-linear` stands for every linear site inside the layers.
+
+    Raises:
+        MethodError: If a target matches nothing; the message lists what exists.
+    """
+    linear = [site for site in shape.sites if site.kind == "linear"]
+    chosen: set[str] = set()
+    for target in targets:
+        if target == "all-linear":
+            found = [site.name for site in linear if site.layer is not None]
+        else:
+            found = [site.name for site in linear if site.name == target or site.name.endswith("." + target)]
+        if not found:
+            names = ", ".join(module_names(linear))
+            raise MethodError(
+                f"target_modules: '{target}' matches no linear module of this {shape.model_type}.\nIt has: {names}, or all-linear"
+            )
+        chosen.update(found)
+    return [site for site in linear if site.name in chosen]
+
+
+def with_roles(shape: BackboneShape, *roles: Role) -> list[Site]:
+    """Returns the linear sites that have one of `roles`, in order."""
+    return [site for site in shape.sites if site.kind == "linear" and site.role in roles]
+
+
+def module_names(sites: Iterable[Site]) -> list[str]:
+    """Returns the sites' names below their layer, each once: `attention.self.query`, not one for every layer."""
+    names = (re.split(r"\.\d+\.", site.name)[-1] for site in sites)
+    return list(dict.fromkeys(names))

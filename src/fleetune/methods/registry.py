@@ -1,0 +1,54 @@
+"""Finds methods by the word that recipes use for them."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable
+from functools import cache
+
+from fleetune.errors import RecipeError
+from fleetune.methods.base import Method
+
+_METHODS: dict[str, type[Method]] = {}
+
+
+def register(kind: str, source: str) -> Callable[[type[Method]], type[Method]]:
+    """Returns a class decorator that makes a method known as `kind`; `source` names its paper."""
+
+    def add(method: type[Method]) -> type[Method]:
+        if kind in _METHODS and _METHODS[kind].__module__ != method.__module__:
+            raise ValueError(f"two methods are called {kind}: {_METHODS[kind]} and {method}")
+        method.kind, method.source = kind, source
+        _METHODS[kind] = method
+        return method
+
+    return add
+
+
+def all_methods() -> dict[str, type[Method]]:
+    """Returns every method by its kind, sorted."""
+    _import_all()
+    return dict(sorted(_METHODS.items()))
+
+
+def get(kind: str) -> type[Method]:
+    """Returns the method called `kind`.
+
+    Raises:
+        RecipeError: If there is none; the message names the nearest.
+    """
+    methods = all_methods()
+    if kind in methods:
+        return methods[kind]
+    near = difflib.get_close_matches(kind, methods, n=1, cutoff=0.4)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    raise RecipeError(f"unknown method '{kind}'; {hint}Known: {', '.join(methods)}")
+
+
+@cache
+def _import_all() -> None:
+    package = importlib.import_module("fleetune.methods")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"fleetune.methods.{module.name}")
