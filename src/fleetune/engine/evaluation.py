@@ -49,7 +49,7 @@ def _groups(backbone: Backbone, trials: Sequence[Trial]) -> Iterator[Sequence[Tr
         yield trials[start : start + size]
 
 
-def _batches(order: NDArray[np.int64], lengths: NDArray[np.int32], limit: int) -> Iterator[NDArray[np.int64]]:
+def _batches(order: NDArray[np.int64], lengths: NDArray[np.int64], limit: int) -> Iterator[NDArray[np.int64]]:
     """Yields runs of `order` that hold at most `limit` tokens, and at least one text."""
     start, held = 0, 0
     for position, row in enumerate(order):

@@ -71,23 +71,26 @@ class TrialParameters:
         """The head's tensors, by their name in the Hugging Face model."""
         return {name: tensor for name, tensor in self.tensors.items() if SEPARATOR not in name}
 
+    def gradients(self) -> dict[str, Tensor]:
+        """Returns the flat gradients themselves, `decayed` and `undecayed`."""
+        pairs = zip(("decayed", "undecayed"), self.buffers, strict=True)
+        return {name: buffer.grad for name, buffer in pairs if buffer.grad is not None}
+
     def gradient_norm(self) -> Tensor:
         """Returns the Euclidean norm of all gradients."""
-        norms = [torch.linalg.vector_norm(buffer.grad) for buffer in self.buffers if buffer.grad is not None]
+        norms = [torch.linalg.vector_norm(gradient) for gradient in self.gradients().values()]
         norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
         return norm
 
     def scale_gradients(self, factor: float | Tensor) -> None:
         """Multiplies all gradients by `factor`."""
-        for buffer in self.buffers:
-            assert buffer.grad is not None
-            buffer.grad.mul_(factor)
+        for gradient in self.gradients().values():
+            gradient.mul_(factor)
 
     def zero_gradients(self) -> None:
         """Sets all gradients to zero, in place."""
-        for buffer in self.buffers:
-            assert buffer.grad is not None
-            buffer.grad.zero_()
+        for gradient in self.gradients().values():
+            gradient.zero_()
 
     def state(self) -> dict[str, Tensor]:
         """Returns a copy of every tensor."""

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 LENGTHS = (2, 5, 17, 33)
 """Tokens of the probe's texts: shorter and longer than an attention bucket, none a multiple of another."""
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2}
-"""Largest difference allowed, relative to the largest value."""
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 5e-2}
+"""Largest difference allowed, relative to the largest value. In a float64 model Hugging Face still computes rotary
+positions, root-mean-square norms and eager softmax in fp32."""
 
 
 class _RandomTokens:
@@ -38,19 +39,19 @@ class _RandomTokens:
 def probe_parity(model: nn.Module, architecture: Architecture, state: ForwardState) -> tuple[float, float]:
     """Returns how far the packed layout is from the padded model, and how far it may be; both relative.
 
-    The padded model is the plain Hugging Face one with its own eager attention.
+    The padded model is the plain Hugging Face one with its own eager attention, given one text at a time.
     """
     hub_model: Any = model
     config = hub_model.config
     tokens: Any = _RandomTokens(config.vocab_size, config.pad_token_id)
     everything = np.arange(len(LENGTHS))
     base = model.get_submodule(architecture.base).eval()
-    padded = pack_texts(tokens, [(0, everything)], "padded")
+    single = [pack_texts(tokens, [(0, everything[text : text + 1])], "padded") for text in everything]
     packed = pack_texts(tokens, [(0, everything)], "packed")
-    model.to(padded.input_ids.device)
+    model.to(packed.input_ids.device)
     with torch.no_grad():
         hub_model.set_attn_implementation("eager")
-        expected = _run(base, padded, architecture, config, state)[padded.attention_mask.bool()]  # type: ignore[union-attr]
+        expected = torch.cat([_run(base, pack, architecture, config, state)[0] for pack in single])
         hub_model.set_attn_implementation("fleetune_packed")
         try:
             got = _run(base, packed, architecture, config, state)[0]

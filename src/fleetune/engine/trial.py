@@ -191,6 +191,8 @@ class Trial:
         tensors = {f"parameters/{name}": tensor for name, tensor in self.parameters.state().items()}
         if not self.progress.finished:
             tensors |= {f"optimizer/{name}": tensor for name, tensor in self.optimizer.state().items()}
+        if self.micro_step:
+            tensors |= {f"gradients/{name}": tensor for name, tensor in self.parameters.gradients().items()}
         save_checkpoint(self.folder / "last", tensors, self._facts())
 
     def seconds_since_save(self) -> float:
@@ -198,7 +200,13 @@ class Trial:
         return time.monotonic() - self._saved_at
 
     def _facts(self) -> dict[str, Any]:
-        return {"trial": self.spec.id, "kind": self.spec.method.kind, "progress": asdict(self.progress)}
+        return {
+            "trial": self.spec.id,
+            "kind": self.spec.method.kind,
+            "progress": asdict(self.progress),
+            "micro_step": self.micro_step,
+            "totals": asdict(self.totals),
+        }
 
     def resume(self) -> bool:
         """Takes up the state in `last/` and `best/`; returns whether there was one."""
@@ -209,6 +217,9 @@ class Trial:
         self.parameters.load(_below("parameters/", tensors))
         self.optimizer.load(_below("optimizer/", tensors))
         self.progress = Progress(**facts["progress"])
+        self.micro_step, self.totals = facts["micro_step"], StepTotals(**facts["totals"])
+        for name, gradient in _below("gradients/", tensors).items():
+            self.parameters.gradients()[name].copy_(gradient)
         best = load_checkpoint(self.folder / "best")
         if best is not None:
             # A kill between the two saves leaves a best from after `last`: the steps to it are made again.

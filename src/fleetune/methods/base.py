@@ -233,7 +233,8 @@ def match_targets(shape: BackboneShape, targets: Sequence[str]) -> list[Site]:
         if not found:
             names = ", ".join(module_names(linear))
             raise MethodError(
-                f"target_modules: '{target}' matches no linear module of this {shape.model_type}.\nIt has: {names}, or all-linear"
+                f"target_modules: '{target}' matches no linear module of this {shape.model_type}.\n"
+                f"It has: {names}, or all-linear"
             )
         chosen.update(found)
     return [site for site in linear if site.name in chosen]

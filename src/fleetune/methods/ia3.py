@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @register("ia3", source="Liu et al., 2022, arXiv:2205.05638")
 class IA3(Method):
-    """Rescales keys, values and the feed-forward's inner activations by learned vectors (Liu et al., 2022, section 3.3).
+    """Rescales keys, values and the feed-forward's inner activations by vectors (Liu et al., 2022, section 3.3).
 
     A module that is one of `feedforward_modules` has its input rescaled, any other its output.
     """

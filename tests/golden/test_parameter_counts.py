@@ -1,0 +1,98 @@
+"""Trained parameters from `config.json` alone, against published counts, and against the tensors that are made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleetune.engine.shape import shape_from_config
+from fleetune.methods import all_methods, get
+from tests.tiny import ARCHITECTURES, tiny_backbone, tiny_folder
+
+BERT_BASE = {
+    "model_type": "bert",
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+}
+DISTILBERT = {
+    "model_type": "distilbert",
+    "vocab_size": 28996,
+    "dim": 768,
+    "n_layers": 6,
+    "n_heads": 12,
+    "hidden_dim": 3072,
+}
+ALL_SIX = ["q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2"]
+
+
+def count(tmp_path: Path, config: dict[str, Any], kind: str, settings: dict[str, Any]) -> tuple[int, int]:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shape = shape_from_config(tmp_path, 2)
+    return get(kind)(**settings).expected_parameters(shape), shape.head_parameters
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "trainable"),
+    [
+        ("lora", {"rank": 8}, 296_450),
+        ("lora", {"rank": 16}, 591_362),
+        ("lora", {"rank": 32}, 1_181_186),
+        ("lora", {"rank": 1, "target_modules": ["query"]}, 19_970),
+        ("lora", {"rank": 4, "target_modules": ["query"]}, 75_266),
+        ("lora", {"rank": 16, "target_modules": ["query"]}, 296_450),
+        ("bitfit", {}, 104_450),
+        ("head", {}, 1_538),
+        ("norm", {}, 25 * 2 * 768 + 1_538),
+        ("full", {}, 109_483_778),
+    ],
+)
+def test_bert_base(tmp_path: Path, kind: str, settings: dict[str, Any], trainable: int) -> None:
+    assert sum(count(tmp_path, BERT_BASE, kind, settings)) == trainable
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "adapter"),
+    [
+        ("lora", {"rank": 64, "target_modules": ALL_SIX[:4]}, 2_359_296),
+        ("ia3", {"target_modules": ALL_SIX, "feedforward_modules": ["lin1", "lin2"]}, 41_472),
+    ],
+)
+def test_distilbert_without_head(tmp_path: Path, kind: str, settings: dict[str, Any], adapter: int) -> None:
+    head = 768 * 768 + 768 + 2 * 768 + 2
+    assert count(tmp_path, DISTILBERT, kind, settings) == (adapter, head)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_expected_equals_made(architecture: str) -> None:
+    backbone = tiny_backbone(architecture, precision="fp32")
+    shape = shape_from_config(tiny_folder(architecture), 3)
+    for kind, method in all_methods().items():
+        if kind == "bitfit" and not any("bias" in site.shapes for site in backbone.shape.sites):
+            continue
+        plans = backbone.plan_parameters(method(), seed=0)
+        made = sum(plan.initial().numel() for plan in plans.values())
+        assert made == method().expected_parameters(backbone.shape) + backbone.shape.head_parameters, kind
+        if architecture != "modernbert":  # its prediction head may be in the checkpoint, and here is not
+            assert method().expected_parameters(shape) + shape.head_parameters == made, kind
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_full_trains_every_parameter_of_the_backbone(architecture: str) -> None:
+    backbone = tiny_backbone(architecture, precision="fp32")
+    base = backbone.model.get_submodule(backbone.architecture.base)
+    every = sum(parameter.numel() for parameter in base.parameters())
+    pooler = sum(parameter.numel() for name, parameter in base.named_parameters() if name.startswith("pooler"))
+    stages = {stage.name for stage in backbone.architecture.stages}
+    used = every if any("pooler" in name for name in stages) else every - pooler
+    outside = sum(
+        parameter.numel()
+        for name, parameter in backbone.model.named_parameters()
+        if not name.startswith(backbone.architecture.base + ".") and name not in backbone.shape.head
+    )
+    assert get("full")().expected_parameters(backbone.shape) == used + outside

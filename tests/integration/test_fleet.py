@@ -1,0 +1,173 @@
+"""Adding a trial to a fleet changes none of the others, and a trial taken up again ends as if never stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fleetune.engine.events import Event, Failed, Finished, Stepped
+from fleetune.engine.fleet import Fleet, FleetData
+from fleetune.engine.trial import TrialSpec
+from fleetune.methods import all_methods
+from tests.tiny import random_data, spec, tiny_backbone
+
+MIXED = [
+    spec("lora", 0, {"dropout": 0.2}, epochs=4),
+    spec("ia3", 1, epochs=4),
+    spec("bitfit", 2, epochs=4, batch_size=3),
+    spec("norm", 3, epochs=4, gradient_accumulation_steps=2),
+    spec("head", 4, epochs=2, learning_rate=1e-2),
+    spec("lora", 5, {"rank": 2, "target_modules": ("all-linear",)}, epochs=4, early_stopping_patience=1),
+    spec("ia3", 6, {"target_modules": ("query", "dense")}, epochs=4, class_weights="balanced"),
+    spec("bitfit", 7, epochs=4, learning_rate=5e-3),
+]
+DECODER = [trial for trial in MIXED if trial.method.kind not in ("bitfit",) and trial.id != "ia3-6"]
+
+
+def losses(events: list[Event], trial: str) -> list[float]:
+    return [event.loss for event in events if isinstance(event, Stepped) and event.trial == trial]
+
+
+def finished(events: list[Event], trial: str) -> Finished:
+    return next(event for event in events if isinstance(event, Finished) and event.trial == trial)
+
+
+def train(
+    specs: list[TrialSpec],
+    data: FleetData,
+    architecture: str = "bert",
+    layout: str = "auto",
+    folder: Path | None = None,
+) -> tuple[list[Event], Fleet]:
+    fleet = Fleet(tiny_backbone(architecture, layout=layout), specs, data, folder)
+    return list(fleet.train()), fleet
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layout", "specs"),
+    [
+        ("bert", "packed", MIXED),
+        ("bert", "padded", MIXED),
+        ("albert", "packed", MIXED[:5]),
+        ("gemma2", "packed", DECODER),
+    ],
+)
+def test_alone_equals_together(architecture: str, layout: str, specs: list[TrialSpec]) -> None:
+    data = random_data()
+    together, fleet = train(specs, data, architecture, layout)
+    for number, one in enumerate(specs):
+        alone, single = train([one], data, architecture, layout)
+        np.testing.assert_allclose(losses(together, one.id), losses(alone, one.id), rtol=1e-9)
+        a, b = finished(together, one.id), finished(alone, one.id)
+        assert (a.steps, a.best_step, a.stopped_early) == (b.steps, b.best_step, b.stopped_early)
+        for split in ("validation", "test"):
+            np.testing.assert_allclose(a.predictions[split], b.predictions[split], rtol=1e-5, atol=1e-6)
+        for name, tensor in single.trials[0].parameters.state().items():
+            torch.testing.assert_close(fleet.trials[number].parameters.state()[name], tensor, rtol=1e-7, atol=1e-9)
+
+
+def test_order_of_trials_does_not_matter() -> None:
+    data = random_data()
+    forward, _ = train(MIXED, data)
+    backward, _ = train(MIXED[::-1], data)
+    for one in MIXED:
+        np.testing.assert_allclose(losses(forward, one.id), losses(backward, one.id), rtol=1e-9)
+
+
+def test_a_failing_neighbour_harms_nobody() -> None:
+    data = random_data()
+    diverging = spec("lora", 99, epochs=4, learning_rate=1e200, max_grad_norm=0.0)
+    together, _ = train([diverging, *MIXED[:3]], data)
+    failure = [event for event in together if isinstance(event, Failed)]
+    assert [event.trial for event in failure] == [diverging.id]
+    assert "loss became" in failure[0].reason
+    for one in MIXED[:3]:
+        alone, _ = train([one], data)
+        np.testing.assert_allclose(losses(together, one.id), losses(alone, one.id), rtol=1e-9)
+        assert np.isfinite(finished(together, one.id).predictions["test"]).all()
+
+
+@pytest.mark.parametrize("kind", sorted(all_methods()))
+def test_frozen_weights_stay_bit_for_bit(kind: str) -> None:
+    backbone = tiny_backbone(precision="fp32")
+    before = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
+    fleet = Fleet(backbone, [spec(kind, epochs=2)], random_data())
+    start = fleet.trials[0].parameters.state()
+    list(fleet.train())
+    after = backbone.model.state_dict()
+    assert before.keys() == after.keys(), "the modules are as they were before the fleet"
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    end = fleet.trials[0].parameters.state()
+    assert all(not torch.equal(start[name], end[name]) for name in start), "every trained tensor has moved"
+
+
+@pytest.mark.parametrize("kind", sorted(all_methods()))
+def test_a_fresh_delta_changes_nothing(kind: str) -> None:
+    from fleetune.engine.evaluation import predict_logits
+
+    data = random_data()
+    texts = data.splits["test"]
+    logits: list[Any] = []
+    for method in (kind, "head"):
+        fleet = Fleet(tiny_backbone(), [spec(method, max_steps=1)], data)
+        fleet._attach(fleet.trials[0])
+        logits.append(predict_logits(fleet.backbone, fleet.trials, data.tokens, texts)[0])
+    np.testing.assert_allclose(logits[0], logits[1], rtol=1e-6)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = sorted(folder.rglob("*.safetensors"))
+    return {str(file.relative_to(folder).parent): file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize("stop_after", [1, 23, 70])
+def test_a_stopped_fleet_ends_as_one_never_stopped(tmp_path: Path, stop_after: int) -> None:
+    data = random_data()
+    whole, _ = train(MIXED, data, folder=tmp_path / "whole")
+    fleet = Fleet(tiny_backbone(), MIXED, data, tmp_path / "stopped")
+    iterator = fleet.train()
+    for _ in range(stop_after):
+        next(iterator)
+    iterator.close()  # type: ignore[attr-defined]
+    resumed, _ = train(MIXED, data, folder=tmp_path / "stopped")
+    for one in MIXED:
+        a, b = finished(whole, one.id), finished(resumed, one.id)
+        assert (a.steps, a.best_step) == (b.steps, b.best_step)
+        rest = losses(resumed, one.id)
+        assert rest == losses(whole, one.id)[a.steps - len(rest) :]
+        assert all(np.array_equal(a.predictions[split], b.predictions[split]) for split in a.predictions)
+    assert contents(tmp_path / "whole") == contents(tmp_path / "stopped")
+
+
+def test_a_damaged_checkpoint_is_noticed(tmp_path: Path) -> None:
+    from fleetune.errors import RunError
+
+    data = random_data()
+    train([MIXED[0]], data, folder=tmp_path)
+    file = next((tmp_path / MIXED[0].id / "last").glob("*.safetensors"))
+    blob = bytearray(file.read_bytes())
+    blob[-1] ^= 1
+    file.write_bytes(bytes(blob))
+    with pytest.raises(RunError, match="checksum"):
+        train([MIXED[0]], data, folder=tmp_path)
+
+
+def test_multi_label_trains() -> None:
+    data = random_data(multi_label=True)
+    events, _ = train([spec("lora", epochs=20, learning_rate=1e-2, metric="f1_micro", backbone_dropout=False)], data)
+    values = losses(events, "lora-0")
+    assert np.mean(values[-10:]) < 0.8 * np.mean(values[:10])
+    assert finished(events, "lora-0").predictions["test"].shape == (9, 3)
+
+
+def test_without_validation_the_last_step_is_the_best() -> None:
+    data = random_data()
+    data.splits["validation"] = np.empty(0, dtype=np.int64)
+    events, _ = train([spec("lora", epochs=2)], data)
+    end = finished(events, "lora-0")
+    assert end.best_step == end.steps == 20
+    assert list(end.predictions) == ["test"]

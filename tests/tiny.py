@@ -1,0 +1,123 @@
+"""Models of every supported architecture with few random weights, and random tokens for them."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from fleetune.data.dataset import SplitName
+from fleetune.data.tokens import Tokens
+from fleetune.engine.backbone import Backbone, load_backbone
+from fleetune.engine.config import BackboneConfig, TrainingConfig
+from fleetune.engine.fleet import FleetData
+from fleetune.engine.trial import TrialSpec
+from fleetune.methods import get
+
+VOCABULARY = 100
+_COMMON: dict[str, Any] = {"vocab_size": VOCABULARY, "pad_token_id": 0, "initializer_range": 0.3}
+_ENCODER = {
+    **_COMMON,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+}
+_DECODER = {**_ENCODER, "num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": True}
+_FIELDS: dict[str, dict[str, Any]] = {
+    "bert": _ENCODER,
+    "distilbert": {**_COMMON, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 64},
+    "roberta": {**_ENCODER, "pad_token_id": 1, "max_position_embeddings": 66},
+    "xlm-roberta": {**_ENCODER, "pad_token_id": 1, "max_position_embeddings": 66},
+    "electra": {**_ENCODER, "embedding_size": 16},
+    "albert": {**_ENCODER, "embedding_size": 16, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1},
+    "modernbert": {**_ENCODER, "local_attention": 8, "global_attn_every_n_layers": 2, "initializer_cutoff_factor": 3.0},
+    "llama": _DECODER,
+    "mistral": {**_DECODER, "sliding_window": 6},
+    "gemma": _DECODER,
+    "gemma2": {**_DECODER, "sliding_window": 6},
+    "gemma3_text": {**_DECODER, "sliding_window": 6},
+    "qwen2": _DECODER,
+    "qwen3": _DECODER,
+}
+ARCHITECTURES = sorted(_FIELDS)
+
+
+@cache
+def tiny_folder(architecture: str) -> Path:
+    """Returns a folder with a pretrained-looking tiny model: backbone weights, no classification head."""
+    config = transformers.AutoConfig.for_model(architecture, **_FIELDS[architecture])
+    torch.manual_seed(0)
+    model = transformers.AutoModel.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # Biases and gains start at 0 and 1, where mistakes cannot be seen.
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+            assert torch.isfinite(parameter).all(), name
+    folder = Path(mkdtemp(prefix=f"tiny-{architecture}-"))
+    model.save_pretrained(folder)
+    return folder
+
+
+def tiny_backbone(
+    architecture: str = "bert", num_labels: int = 3, precision: str = "float64", layout: str = "auto"
+) -> Backbone:
+    """Returns a freshly loaded tiny backbone."""
+    config = BackboneConfig.model_validate({"model": str(tiny_folder(architecture)), "layout": layout})
+    return load_backbone(config, num_labels, precision)
+
+
+def plain_model(architecture: str, num_labels: int = 3, dtype: torch.dtype = torch.float64) -> Any:
+    """Returns the Hugging Face classification model over the same checkpoint, with its own random head."""
+    return transformers.AutoModelForSequenceClassification.from_pretrained(
+        tiny_folder(architecture), num_labels=num_labels, dtype=dtype, attn_implementation="eager"
+    )
+
+
+def random_tokens(texts: int, seed: int = 0, longest: int = 24, first_id: int = 2) -> Tokens:
+    """Returns `texts` random texts of 1 to `longest` tokens, none of them a padding token."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, longest + 1, texts)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    ids = rng.integers(first_id, VOCABULARY, int(offsets[-1])).astype(np.int32)
+    return Tokens(ids, None, offsets, lengths.astype(np.int32), Path())
+
+
+def random_data(num_labels: int = 3, train: int = 40, multi_label: bool = False, seed: int = 0) -> FleetData:
+    """Returns random texts with random labels: `train` to train on, 12 to validate, 9 to test."""
+    total = train + 21
+    rng = np.random.default_rng(seed + 1)
+    labels: Any = rng.integers(0, num_labels, total)
+    if multi_label:
+        labels = rng.integers(0, 2, (total, num_labels)).astype(np.uint8)
+    splits: dict[SplitName, Any] = {
+        "train": np.arange(train),
+        "validation": np.arange(train, train + 12),
+        "test": np.arange(train + 12, total),
+    }
+    return FleetData(random_tokens(total, seed), labels, splits)
+
+
+def spec(kind: str, seed: int = 0, settings: dict[str, Any] | None = None, **training: Any) -> TrialSpec:
+    """Returns a short trial of a method; dropout as the model has it unless `training` says otherwise."""
+    fields = {"batch_size": 4, "epochs": 1.0, "learning_rate": 1e-3, "metric": "accuracy", **training}
+    return TrialSpec(f"{kind}-{seed}", get(kind)(**(settings or {})), TrainingConfig.model_validate(fields), seed)
+
+
+def padded_inputs(tokens: Tokens, texts: Any, padding: int) -> dict[str, torch.Tensor]:
+    """Returns `input_ids` and `attention_mask` as a plain data collator makes them."""
+    longest = int(tokens.lengths[texts].max())
+    ids = torch.full((len(texts), longest), padding)
+    mask = torch.zeros_like(ids)
+    for row, text in enumerate(texts):
+        own = tokens.input_ids[tokens.offsets[text] : tokens.offsets[text + 1]]
+        ids[row, : len(own)] = torch.from_numpy(np.array(own, dtype=np.int64))
+        mask[row, : len(own)] = 1
+    return {"input_ids": ids, "attention_mask": mask}
