@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import shutil
 import tempfile
@@ -73,9 +72,11 @@ def _convert_gguf(file: Path, target: Path) -> None:
     beside = Path(tempfile.mkdtemp(prefix=target.name, dir=target.parent))
     try:
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+        # The tensors are plain by now; transformers still takes the model for a quantised one, which it would not save.
+        model.hf_quantizer = None
+        del model.config.quantization_config
         model.save_pretrained(beside)
         AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(beside)
-        _forget_quantization(beside / "config.json")
         beside.replace(target)
     except OSError:
         # Another process may have finished the same conversion first.
@@ -83,10 +84,3 @@ def _convert_gguf(file: Path, target: Path) -> None:
             raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-
-
-def _forget_quantization(config: Path) -> None:
-    """Removes the GGUF quantisation from a `config.json`: the saved weights are plain."""
-    fields = json.loads(config.read_text())
-    fields.pop("quantization_config", None)
-    config.write_text(json.dumps(fields, indent=2))

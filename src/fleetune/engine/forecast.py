@@ -101,22 +101,16 @@ def _activation_bytes(
 
 @cache
 def matrix_product_rate(precision: str) -> float:
-    """Returns this machine's floating-point operations a second in matrix products, measured for a tenth of a second."""
+    """Returns this machine's peak of floating-point operations a second in matrix products, by a short probe."""
     import torch
 
-    size = 1024
-    a, b = (torch.randn(size, size, device=device()).to(torch_dtype(precision)) for _ in range(2))
-    _multiply(a, b)
-    products, started = 0, time.perf_counter()
-    while time.perf_counter() - started < 0.1:
-        _multiply(a, b)
-        products += 1
-    return products * 2.0 * size**3 / (time.perf_counter() - started)
-
-
-def _multiply(a: object, b: object) -> None:
-    import torch
-
-    torch.mm(a, b)  # type: ignore[arg-type]
-    if device().type == "cuda":
-        torch.cuda.synchronize()
+    tokens, width, inner = 4096, 512, 2048
+    x, weight = (torch.randn(rows, width, device=device()).to(torch_dtype(precision)) for rows in (tokens, inner))
+    fastest, deadline = math.inf, time.perf_counter() + 0.3
+    while time.perf_counter() < deadline:
+        started = time.perf_counter()
+        torch.nn.functional.linear(x, weight)
+        if device().type == "cuda":
+            torch.cuda.synchronize()
+        fastest = min(fastest, time.perf_counter() - started)
+    return 2.0 * tokens * width * inner / fastest
