@@ -193,6 +193,18 @@ class Method(ABC):
         """Returns the number of trained parameters without the head, from the architecture alone."""
         return sum(spec.size for site in self.sites(shape) for spec in self.parameters(site).values())
 
+    def merged(
+        self, parameters: Mapping[str, Tensor], site: Site, frozen: Mapping[str, Tensor]
+    ) -> dict[str, Tensor] | None:
+        """Returns the site's own parameters with the delta worked in, only those that change; None if it cannot be.
+
+        Args:
+            parameters: The trial's tensors at this site.
+            site: The site.
+            frozen: The site's frozen parameters by name.
+        """
+        return None
+
     def to_peft(self, sites: Iterable[Site]) -> dict[str, Any] | None:
         """Returns the fields of PEFT's `adapter_config.json`, or None where PEFT has no such method."""
         return None
@@ -200,6 +212,10 @@ class Method(ABC):
     def peft_name(self, parameter: str) -> str | None:
         """Returns the name of `parameter` below its site in PEFT's checkpoints, None where PEFT has no such method."""
         return None
+
+    def peft_shape(self, parameter: str, site: Site) -> tuple[int, ...]:
+        """Returns the shape of `parameter` in PEFT's checkpoints, which has as many elements as ours."""
+        return self.parameters(site)[parameter].shape
 
 
 def describe_validation(error: ValidationError, known: type[BaseModel], where: str) -> str:

@@ -36,3 +36,8 @@ class BitFit(Method):
     ) -> Tensor:
         """Returns the output with the trial's bias in the place of the frozen one."""
         return output + (parameters["bias"] - call.frozen("bias"))
+
+    def merged(
+        self, parameters: Mapping[str, Tensor], site: Site, frozen: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        return dict(parameters)

@@ -35,3 +35,8 @@ class Full(Method):
     ) -> Tensor:
         """Returns the module's output with the trial's copy of its parameters."""
         return call.replaced(x, parameters)
+
+    def merged(
+        self, parameters: Mapping[str, Tensor], site: Site, frozen: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        return dict(parameters)

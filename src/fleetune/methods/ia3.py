@@ -70,6 +70,16 @@ class IA3(Method):
         """Returns l ⊙ (W·x + b) for any other module."""
         return output if self.rescales_input(site) else output * parameters["ia3_l"]
 
+    def merged(
+        self, parameters: Mapping[str, Tensor], site: Site, frozen: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Returns W with its columns rescaled for a feed-forward module; for any other its rows, and the bias."""
+        vector = parameters["ia3_l"]
+        if self.rescales_input(site):
+            return {"weight": frozen["weight"] * vector}
+        rescaled = {"weight": frozen["weight"] * vector[:, None]}
+        return rescaled | ({"bias": frozen["bias"] * vector} if "bias" in frozen else {})
+
     def to_peft(self, sites: Iterable[Site]) -> dict[str, Any]:
         """Returns the fields of PEFT's `IA3Config`."""
         chosen = list(sites)
@@ -82,3 +92,7 @@ class IA3(Method):
     def peft_name(self, parameter: str) -> str:
         """Returns `ia3_l`."""
         return parameter
+
+    def peft_shape(self, parameter: str, site: Site) -> tuple[int, ...]:
+        """Returns `(1, in)` for a feed-forward module, `(out, 1)` for any other."""
+        return (1, site.in_features) if self.rescales_input(site) else (site.out_features, 1)

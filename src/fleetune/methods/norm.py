@@ -35,3 +35,8 @@ class Norm(Method):
     ) -> Tensor:
         """Returns the norm of `x` with the trial's gain and bias."""
         return call.replaced(x, parameters)
+
+    def merged(
+        self, parameters: Mapping[str, Tensor], site: Site, frozen: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        return dict(parameters)

@@ -1,0 +1,52 @@
+# Every target makes what it needs: a machine with Python >= 3.11 and make is enough.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+BIN := .venv/bin
+SYNCED := .venv/.synced
+DEMO_DIR ?= runs/demo
+WORKERS ?= 2
+
+# One thread a worker: on few cores, workers that each start a thread a core slow each other down.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 RAYON_NUM_THREADS=1 \
+	TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
+PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+.PHONY: help setup demo test test-all lint format bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+
+setup: $(SYNCED)  ## make .venv from uv.lock (installs uv into .uv if there is none)
+
+$(SYNCED): pyproject.toml uv.lock tools/setup.sh
+	@sh tools/setup.sh
+	@touch $@
+
+demo: $(SYNCED)  ## the whole story on embedded data and an embedded backbone, offline
+	$(BIN)/fleetune demo --out $(DEMO_DIR)
+
+test: $(SYNCED)  ## the tests that take seconds
+	$(PYTEST)
+
+test-all: $(SYNCED)  ## every test, the slow ones too
+	$(PYTEST) -m ""
+
+lint: $(SYNCED)  ## ruff, mypy, import layers, rules of the package
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy src tests tools $(wildcard benchmarks/*.py)
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m tools.check_package src/fleetune
+
+format: $(SYNCED)  ## sort imports, format, fix what can be fixed safely
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(SYNCED)  ## measure this machine
+	$(BIN)/python -m benchmarks.run
+
+clean:  ## remove what tools leave behind; .venv and runs stay
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	find src tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,180 @@
+"""`fleetune.json`: what a bundle says of itself, and the checksums that hold it together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fleetune.data.arrays import LabelType
+from fleetune.errors import BundleError
+
+MANIFEST = "fleetune.json"
+FORMAT = 1
+MAX_MANIFEST_BYTES = 16 << 20
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+Form = Literal["adapter", "parameters", "merged"]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileFacts(_Part):
+    """One file of the bundle."""
+
+    bytes: int = Field(ge=0)
+    sha256: Digest
+
+
+class BackboneFacts(_Part):
+    """The frozen model that the bundle belongs to."""
+
+    model: str = Field(min_length=1)
+    """Hub name, embedded name, or absolute path of a folder."""
+    revision: str | None
+    """Commit, tag or branch on the hub."""
+    hash: Digest
+    """SHA-256 of its configuration and weights."""
+    model_type: str
+    """Its architecture."""
+    layout: Literal["packed", "padded"]
+    """How texts lay in memory."""
+    precision: Literal["bf16", "fp32", "float64"]
+    """Of the frozen weights' products in training."""
+
+
+class TokenizerFacts(_Part):
+    """How texts become tokens."""
+
+    tokenizer_class: str
+    sha256: Digest | None
+    """Of `tokenizer.json`, where there is one."""
+    padding_side: Literal["left", "right"]
+    truncation_side: Literal["left", "right"]
+
+
+class MethodFacts(_Part):
+    """How it was fine-tuned."""
+
+    kind: str
+    settings: dict[str, Any]
+    source: str
+
+
+class Manifest(_Part):
+    """All of `fleetune.json` but its own checksum."""
+
+    format: Literal[1] = 1
+    fleetune_version: str
+    form: Form
+    labels: list[str] = Field(min_length=1, max_length=1_000_000)
+    """In the order of the classifier's outputs."""
+    label_type: LabelType = "str"
+    """What labels are in Python."""
+    multi_label: bool
+    thresholds: list[float] | None
+    """Probability from which a label is given, one each; None where a text has exactly one label."""
+    pairs: bool
+    """Whether a text is a pair of texts."""
+    max_tokens: int = Field(ge=1)
+    """Length at which texts are cut, special tokens included."""
+    backbone: BackboneFacts
+    tokenizer: TokenizerFacts | None
+    """None where the backbone's own tokenizer is to be used."""
+    head: list[str] = Field(min_length=1)
+    """Names of the head's parameters in the Hugging Face model."""
+    method: MethodFacts
+    training: dict[str, Any]
+    """Summary of the training."""
+    files: dict[str, FileFacts]
+    """Every other file of the bundle."""
+
+    @field_validator("labels", "head")
+    @classmethod
+    def _distinct(cls, value: list[str]) -> list[str]:
+        if len(set(value)) != len(value):
+            raise ValueError("an entry stands there twice")
+        return value
+
+    @field_validator("files")
+    @classmethod
+    def _plain_names(cls, value: dict[str, FileFacts]) -> dict[str, FileFacts]:
+        for name in value:
+            if not PLAIN_NAME.fullmatch(name) or name == MANIFEST:
+                raise ValueError(f"{name!r} is no plain file name")
+        return value
+
+    @model_validator(mode="after")
+    def _thresholds_fit(self) -> Manifest:
+        if (self.thresholds is not None) != self.multi_label:
+            raise ValueError("thresholds belong to a multi-label classifier, and only to one")
+        if self.thresholds is not None:
+            if len(self.thresholds) != len(self.labels):
+                raise ValueError(f"{len(self.thresholds)} thresholds for {len(self.labels)} labels")
+            if not all(math.isfinite(value) and 0.0 <= value <= 1.0 for value in self.thresholds):
+                raise ValueError("a threshold is not between 0 and 1")
+        return self
+
+    def to_bytes(self) -> bytes:
+        """Returns the file's content: the fields, and the SHA-256 over them."""
+        fields = self.model_dump(mode="json")
+        document = {**fields, "sha256": _digest(fields)}
+        return (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Returns what `folder` says of itself.
+
+    Raises:
+        BundleError: If it is no bundle, or `fleetune.json` is damaged.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}.\nType: fleetune export RUN --to {folder}")
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise damaged(folder, f"{MANIFEST} has {path.stat().st_size:,} bytes; at most {MAX_MANIFEST_BYTES:,} are read")
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        raise damaged(folder, f"{MANIFEST} is not readable as JSON") from None
+    if not isinstance(document, dict):
+        raise damaged(folder, f"{MANIFEST} holds no table")
+    if isinstance(document.get("format"), int) and document["format"] > FORMAT:
+        raise BundleError(
+            f"{folder} has bundle format {document['format']}; this fleetune reads up to {FORMAT}.\n"
+            "Type: pip install --upgrade fleetune"
+        )
+    digest = document.pop("sha256", None)
+    if digest != _digest(document):
+        raise damaged(folder, f"{MANIFEST} does not match its own checksum")
+    try:
+        return Manifest.model_validate(document)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(str(part) for part in fault["loc"])
+        raise damaged(folder, f"{MANIFEST}: {place}: {fault['msg'].removeprefix('Value error, ')}") from None
+
+
+def damaged(folder: Path, what: str) -> BundleError:
+    """Returns the error for a bundle that cannot be trusted."""
+    return BundleError(f"bundle {folder} is damaged: {what}.\nExport it again")
+
+
+def file_facts(path: Path) -> FileFacts:
+    """Returns size and checksum of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileFacts(bytes=path.stat().st_size, sha256=digest)
+
+
+def _digest(fields: dict[str, Any]) -> str:
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,40 @@
+"""Works a trial's deltas into the weights of a plain Hugging Face model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fleetune.engine.parameters import SEPARATOR
+from fleetune.errors import MethodError
+from fleetune.methods.base import BackboneShape, Method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def merge_into(model: Any, method: Method, shape: BackboneShape, tensors: Mapping[str, Tensor]) -> None:
+    """Changes the weights of `model`, in its own type, so that alone it gives the trial's logits.
+
+    Raises:
+        MethodError: If the method's deltas cannot be worked into weights.
+    """
+    with torch.no_grad():
+        for site in method.sites(shape):
+            module = model.get_submodule(site.name)
+            frozen = {name: parameter.detach() for name, parameter in module.named_parameters(recurse=False)}
+            own = {name: _fitting(tensors[f"{site.name}{SEPARATOR}{name}"]) for name in method.parameters(site)}
+            merged = method.merged(own, site, {name: _fitting(tensor) for name, tensor in frozen.items()})
+            if merged is None:
+                raise MethodError(f"{method.kind} cannot be merged into the weights.\nExport without --merge")
+            for name, value in merged.items():
+                frozen[name].copy_(value)
+        for name in shape.head:
+            model.get_parameter(name).copy_(tensors[name])
+
+
+def _fitting(tensor: Tensor) -> Tensor:
+    # A product of low-rank factors is rounded once, at the end.
+    return tensor.detach().to("cpu", torch.float64)

@@ -1,0 +1,64 @@
+"""The plain Hugging Face model that a bundle lies over, apart from everything the engine does to a backbone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fleetune.engine.backbone import Backbone
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+
+def labelled_config(
+    backbone: Backbone, labels: list[str], problem_type: str, tokenizer: PreTrainedTokenizerBase | None
+) -> PreTrainedConfig:
+    """Returns the backbone's configuration with the labels' names, the kind of problem, and a padding token."""
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(backbone.folder, trust_remote_code=False)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: index for index, label in enumerate(labels)}
+    config.problem_type = problem_type
+    if getattr(config, "pad_token_id", None) is None and tokenizer is not None:
+        # Without one, a decoder classifies no two texts at once, or by the wrong token.
+        config.pad_token_id = tokenizer.pad_token_id
+    return config  # type: ignore[no-any-return]
+
+
+def plain_model(folder: Path, config: Any) -> Any:
+    """Returns the Hugging Face classification model in `folder`, in fp32, on the CPU, as anyone else would load it."""
+    from transformers import AutoModelForSequenceClassification
+
+    with quiet():
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            config=copy.deepcopy(config),
+            dtype=torch.float32,
+            use_safetensors=True,
+            attn_implementation="eager",
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,
+        )
+    return model.eval()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps transformers from saying that the head is new, and from drawing bars."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()

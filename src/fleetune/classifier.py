@@ -1,0 +1,318 @@
+"""`TextClassifier`: one fine-tune with scikit-learn's words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import ValidationError
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
+
+from fleetune.bundle import Bundle, load_bundle, save_bundle
+from fleetune.data.arrays import GivenLabels, GivenTexts, as_items, classes_from, plain, read_labels, read_texts
+from fleetune.data.config import SplitConfig
+from fleetune.data.dataset import Dataset
+from fleetune.data.duplicates import group_duplicates, normalised_texts
+from fleetune.data.split import split_texts
+from fleetune.data.tokens import Tokens, tokenize_in_memory
+from fleetune.engine.backbone import Backbone, load_backbone, load_tokenizer
+from fleetune.engine.config import BackboneConfig, TrainingConfig
+from fleetune.engine.evaluation import trial_logits
+from fleetune.engine.events import Evaluated, Failed
+from fleetune.engine.fleet import Fleet, FleetData
+from fleetune.engine.trial import TrialSpec
+from fleetune.errors import DataError, RecipeError, TrialFailedError
+from fleetune.methods import get
+from fleetune.methods.base import Method, describe_validation
+from fleetune.metrics import check_metric, probabilities_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Texts = Sequence[str] | Sequence[tuple[str, str]] | NDArray[Any]
+PROBE_TEXTS = 32
+"""Training texts that are kept, to compare logits with when the classifier is saved."""
+TRAINING_FIELDS = ("epochs", "learning_rate", "batch_size", "metric", "class_weights", "precision")
+
+
+class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A classifier of texts, fine-tuned from a pretrained language model.
+
+    Args:
+        backbone: A folder, a hub name, or an embedded model such as `embedded:minilm`.
+        method: How to fine-tune: `LoRA(rank=8)`, another method, or a method's kind with its default settings.
+        epochs: Passes over the training texts.
+        learning_rate: Peak learning rate; for `full`, 2e-5 to 1e-4 are usual.
+        batch_size: Texts in one step.
+        max_tokens: Length at which texts are cut.
+        validation: Share of the texts kept aside to choose the best epoch by `metric`; 0 keeps the last.
+        seed: Seed of the start, the order, the dropout and the split.
+        precision: `auto`, `bf16` or `fp32`.
+        metric: What chooses the best epoch.
+        class_weights: `none`, or `balanced`.
+
+    Attributes:
+        classes_: The labels in the order of the columns of `predict_proba`: strings sorted, numbers by value.
+        history_: One dictionary an evaluation: `step`, `epoch` and the metrics on the texts kept aside.
+        thresholds_: Probability from which a label is given, one each, if multi-label; else None. May be changed.
+
+    Example:
+        >>> classifier = TextClassifier(method=LoRA(rank=8)).fit(texts, labels)
+        >>> classifier.predict(["what a day"])
+    """
+
+    def __init__(
+        self,
+        backbone: str = "embedded:minilm",
+        method: Method | str = "lora",
+        *,
+        epochs: float = 3.0,
+        learning_rate: float = 5e-4,
+        batch_size: int = 16,
+        max_tokens: int = 128,
+        validation: float = 0.1,
+        seed: int = 0,
+        precision: str = "auto",
+        metric: str = "f1_macro",
+        class_weights: str = "none",
+    ) -> None:
+        self.backbone = backbone
+        self.method = method
+        self.epochs = epochs
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.max_tokens = max_tokens
+        self.validation = validation
+        self.seed = seed
+        self.precision = precision
+        self.metric = metric
+        self.class_weights = class_weights
+
+    def fit(self, X: Texts, y: ArrayLike) -> Self:
+        """Trains on texts and their labels.
+
+        Args:
+            X: Strings, or pairs of strings; a list, an array or a pandas Series (a frame of two columns for pairs).
+            y: One label a text (strings, integers, numbers, booleans); or several: a list of labels a text, or a 0/1
+                array or frame with one column a label.
+
+        Raises:
+            DataError: If texts or labels are unusable.
+            RecipeError: If a parameter is out of its range.
+            BackboneError, MethodError: If the backbone cannot be used, or not with this method.
+            TrialFailedError: If the training diverged.
+        """
+        training = self._training()
+        texts = read_texts(X)
+        labels = read_labels(y)
+        dataset = _dataset(texts, labels)
+        check_metric(self.metric, dataset.num_labels, dataset.multi_label)
+        dataset = replace(dataset, splits=self._split(dataset))
+        config = BackboneConfig(model=str(self.backbone))
+        method = get(self.method)() if isinstance(self.method, str) else self.method
+        tokenizer = load_tokenizer(config)
+        tokens = tokenize_in_memory(dataset, tokenizer, self.max_tokens)
+        backbone = load_backbone(config, dataset.num_labels, self.precision)
+        _check_lengths(tokens, backbone)
+        self.tensors_, self.history_ = _train(
+            backbone, TrialSpec("classifier", method, training, self.seed), dataset, tokens
+        )
+        self.backbone_, self.method_, self.tokenizer_ = backbone, method, tokenizer
+        self.classes_, self.label_names_, self.label_type_ = labels.classes, labels.names, labels.label_type
+        self.thresholds_ = np.full(len(labels.names), 0.5) if dataset.multi_label else None
+        self.pairs_, self.max_tokens_ = dataset.pairs is not None, self.max_tokens
+        self._probe = _rows(texts, np.linspace(0, len(dataset) - 1, min(PROBE_TEXTS, len(dataset))).astype(np.int64))
+        return self
+
+    def _training(self) -> TrainingConfig:
+        try:
+            return TrainingConfig.model_validate({name: getattr(self, name) for name in TRAINING_FIELDS})
+        except ValidationError as error:
+            raise RecipeError(describe_validation(error, TrainingConfig, "TextClassifier")) from None
+
+    def _split(self, dataset: Dataset) -> dict[Any, NDArray[np.int64]]:
+        try:
+            config = SplitConfig(validation=self.validation, test=0.0, seed=self.seed)
+        except ValidationError as error:
+            raise RecipeError(describe_validation(error, SplitConfig, "TextClassifier")) from None
+        groups = group_duplicates(normalised_texts(dataset.texts, dataset.pairs))
+        return dict(split_texts(dataset.labels, groups, config))
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a text may have several labels."""
+        check_is_fitted(self, "classes_")
+        return self.thresholds_ is not None
+
+    def predict_proba(self, X: Texts) -> NDArray[np.float64]:
+        """Returns probabilities `(texts, num_labels)` in the order of `classes_`; rows sum to 1 unless multi-label."""
+        return np.asarray(probabilities_of(self.decision_function(X), self.multi_label))
+
+    def decision_function(self, X: Texts) -> NDArray[np.float32]:
+        """Returns logits `(texts, num_labels)` in the order of `classes_`, two columns for two classes.
+
+        Raises:
+            NotFittedError: Before `fit` or `load`.
+            DataError: If a text is not a string, or pairs are expected and single texts come.
+        """
+        check_is_fitted(self, "classes_")
+        texts = read_texts(X, allow_none=True)
+        if not texts.first:
+            return np.empty((0, len(self.classes_)), dtype=np.float32)
+        if (texts.second is not None) != self.pairs_:
+            expected, got = ("pairs", "single texts") if self.pairs_ else ("single texts", "pairs")
+            raise DataError(f"this classifier was trained on {expected}; got {got}")
+        tokens = self._tokens(texts)
+        return trial_logits(self.backbone_, self.method_, self.tensors_, tokens)
+
+    def _tokens(self, texts: GivenTexts) -> Tokens:
+        labels = np.zeros(len(texts.first), dtype=np.int64)
+        dataset = _bare_dataset(texts, labels, self.label_names_)
+        return tokenize_in_memory(dataset, self.tokenizer_, self.max_tokens_)
+
+    def predict(self, X: Texts) -> Any:
+        """Returns one label a text; if multi-label, a tuple of labels a text, or a 0/1 array where `fit` had one."""
+        probabilities = self.predict_proba(X)
+        if self.thresholds_ is None:
+            return self.classes_[probabilities.argmax(axis=1)]
+        given = probabilities >= self.thresholds_
+        if self.label_type_ == "indicator":
+            return given.astype(np.int64)
+        return [tuple(self.classes_[row].tolist()) for row in given]
+
+    def score(self, X: Texts, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """Returns the share of texts whose label is right; if multi-label, whose labels are all right."""
+        from sklearn.metrics import accuracy_score
+
+        predicted: Any = self.predict(X)
+        if self.multi_label and self.label_type_ != "indicator":
+            truth = [frozenset(plain(label) for label in labels) for labels in as_items(y)]
+            right = [frozenset(labels) == wanted for labels, wanted in zip(predicted, truth, strict=True)]
+            return float(np.average(right, weights=None if sample_weight is None else np.asarray(sample_weight)))
+        return float(accuracy_score(y, predicted, sample_weight=sample_weight))
+
+    def save(self, folder: str | Path, *, merge: bool = False, overwrite: bool = False) -> float:
+        """Saves a bundle in `folder`, and returns by how much its logits differ after reloading, at most 1e-4.
+
+        Args:
+            folder: It must not exist or be empty, or hold a bundle if `overwrite`.
+            merge: Whether to write a complete Hugging Face model that needs no backbone.
+            overwrite: Whether a bundle there may be replaced.
+
+        Raises:
+            NotFittedError: Before `fit` or `load`.
+            BundleError: If the folder is taken.
+            ExportMismatchError: If the reloaded bundle gives other logits.
+        """
+        check_is_fitted(self, "classes_")
+        training = {name: getattr(self, name) for name in (*TRAINING_FIELDS, "validation", "seed")}
+        difference = save_bundle(
+            Path(folder),
+            self.backbone_,
+            self.method_,
+            self.tensors_,
+            self.label_names_,
+            multi_label=self.multi_label,
+            pairs=self.pairs_,
+            max_tokens=self.max_tokens_,
+            training={**training, "evaluations": self.history_},
+            thresholds=None if self.thresholds_ is None else [float(value) for value in self.thresholds_],
+            tokenizer=self.tokenizer_,
+            label_type=self.label_type_,
+            probe=self._tokens(self._probe),
+            merge=merge,
+            overwrite=overwrite,
+        )
+        assert difference is not None
+        return difference
+
+    @classmethod
+    def load(cls, folder: str | Path, *, backbone: str | None = None, precision: str = "auto") -> Self:
+        """Returns the classifier that a bundle holds, ready to predict.
+
+        Args:
+            folder: The bundle's folder.
+            backbone: Where the backbone is now, if not where it was.
+            precision: Precision to predict in.
+
+        Raises:
+            BundleError: If the bundle is damaged, or the backbone is not the one that it was trained on.
+            BackboneError: If the backbone cannot be found.
+        """
+        return cls._from_bundle(load_bundle(Path(folder)), backbone, precision)
+
+    @classmethod
+    def _from_bundle(cls, bundle: Bundle, backbone: str | None, precision: str) -> Self:
+        manifest = bundle.manifest
+        names = (*TRAINING_FIELDS, "validation", "seed")
+        known = {name: manifest.training[name] for name in names if name in manifest.training}
+        method = get(manifest.method.kind)(**manifest.method.settings)
+        made = {**known, "precision": precision, "max_tokens": manifest.max_tokens, "method": method}
+        classifier = cls(backbone=backbone or manifest.backbone.model, **made)
+        classifier.backbone_ = bundle.open_backbone(precision, backbone)
+        classifier.tokenizer_ = bundle.open_tokenizer(backbone)
+        classifier.method_, classifier.tensors_ = bundle.method, bundle.tensors
+        classifier.label_names_, classifier.label_type_ = list(manifest.labels), manifest.label_type
+        classifier.classes_ = classes_from(classifier.label_names_, manifest.label_type)
+        classifier.thresholds_ = None if manifest.thresholds is None else np.array(manifest.thresholds)
+        classifier.pairs_, classifier.max_tokens_ = manifest.pairs, manifest.max_tokens
+        classifier.history_ = list(manifest.training.get("evaluations", []))
+        # No training text is known any more; the labels' names are texts too.
+        classifier._probe = GivenTexts(classifier.label_names_, classifier.label_names_ if manifest.pairs else None)
+        return classifier
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.two_d_array = False
+        tags.classifier_tags.multi_label = True
+        return tags
+
+
+def _dataset(texts: GivenTexts, labels: GivenLabels) -> Dataset:
+    if len(texts.first) != len(labels.values):
+        raise DataError(
+            f"there are {len(texts.first):,} texts and {len(labels.values):,} labels; one each was expected"
+        )
+    return _bare_dataset(texts, labels.values, labels.names)
+
+
+def _bare_dataset(texts: GivenTexts, labels: NDArray[Any], names: list[str]) -> Dataset:
+    count = len(texts.first)
+    files, lines = np.zeros(count, dtype=np.int64), np.arange(count, dtype=np.int64)
+    return Dataset("texts", texts.first, texts.second, names, labels, {}, files, lines, ["texts"])
+
+
+def _rows(texts: GivenTexts, chosen: NDArray[np.int64]) -> GivenTexts:
+    second = None if texts.second is None else [texts.second[row] for row in chosen]
+    return GivenTexts([texts.first[row] for row in chosen], second)
+
+
+def _check_lengths(tokens: Tokens, backbone: Backbone) -> None:
+    longest = int(tokens.lengths.max())
+    if backbone.max_positions is not None and longest > backbone.max_positions:
+        raise RecipeError(
+            f"a text has {longest} tokens and this backbone takes {backbone.max_positions}.\n"
+            f"Type: max_tokens={backbone.max_positions}"
+        )
+
+
+def _train(
+    backbone: Backbone, spec: TrialSpec, dataset: Dataset, tokens: Tokens
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Returns the best tensors of one trial, and its evaluations."""
+    fleet = Fleet(backbone, [spec], FleetData(tokens, dataset.labels, dataset.splits))
+    history: list[dict[str, Any]] = []
+    for event in fleet.train():
+        if isinstance(event, Failed):
+            raise TrialFailedError(f"the training failed: {event.reason}.\nTry a lower learning_rate")
+        if isinstance(event, Evaluated):
+            metrics = {name: float(value) for name, value in event.metrics.items()}
+            history.append({"step": event.step, "epoch": event.epoch, **metrics})
+    trial = fleet.trials[0]
+    return trial.best or trial.parameters.state(), history

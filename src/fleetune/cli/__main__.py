@@ -1,0 +1,7 @@
+"""`python -m fleetune.cli`."""
+
+from __future__ import annotations
+
+from fleetune.cli.entry import main
+
+main()

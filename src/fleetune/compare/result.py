@@ -1,0 +1,137 @@
+"""What one trial left behind: all that a comparison or a report may read of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetune.metrics import BoolArray, majority_share, predicted_classes, predicted_sets, probabilities_of
+
+TrialStatus = Literal["done", "failed", "running", "pending"]
+Predictions = tuple[NDArray[Any], NDArray[np.float32]]
+Configuration = tuple[str, str, str, str, str, str]
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """One trial as the ledger and its files hold it.
+
+    Attributes:
+        id: Hash of everything that determines the result.
+        data: Name of the data.
+        backbone: Name of the backbone.
+        method: Name of the method in the recipe, made from its settings if absent there.
+        kind: The method's kind, such as `lora`.
+        settings: The method's settings, defaults included.
+        seed: Seed of the trial.
+        status: How far it came.
+        metric: Name of the metric on validation that chose the best checkpoint.
+        label_names: Labels in the order of the logits.
+        multi_label: Whether a text may have several labels, or none.
+        training: The resolved training settings, seed excluded.
+        reason: Why it failed, None where it did not.
+        predictions: By split: labels `(texts,)` or 0/1 `(texts, num_labels)`, and logits `(texts, num_labels)`
+            of the best checkpoint. Row i is the same text in every trial on the same data.
+        history: Evaluations on validation in order: `{"step": …, "epoch": …, "metrics": {name: value}}`.
+        losses: Training loss as `(step, loss)` in order.
+        parameters: Numbers under `adapter`, `head`, `trainable` and `total`.
+        seconds: Training and evaluation, None where not finished.
+        peak_bytes: Peak memory of the process that trained it (shared by its fleet).
+        bundle_bytes: Size of the saved classifier without the backbone.
+        best_step: Step of the checkpoint that the predictions are of.
+        stopped_early: Whether early stopping ended it.
+        texts_per_second: Training throughput of its fleet.
+        tokens_per_second: Training throughput of its fleet.
+        layout: `packed` or `padded`.
+        layout_reason: Why that layout.
+        precision: What the frozen weights were computed in.
+        notes: What the backbone said when it was loaded, such as which head layers the checkpoint lacked.
+    """
+
+    id: str
+    data: str
+    backbone: str
+    method: str
+    kind: str
+    settings: dict[str, Any]
+    seed: int
+    status: TrialStatus
+    metric: str
+    label_names: list[str]
+    multi_label: bool = False
+    training: dict[str, Any] = field(default_factory=dict)
+    reason: str | None = None
+    predictions: dict[str, Predictions] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    parameters: dict[str, int] = field(default_factory=dict)
+    seconds: float | None = None
+    peak_bytes: int | None = None
+    bundle_bytes: int | None = None
+    best_step: int | None = None
+    stopped_early: bool = False
+    texts_per_second: float | None = None
+    tokens_per_second: float | None = None
+    layout: str | None = None
+    layout_reason: str | None = None
+    precision: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def configuration(self) -> Configuration:
+        """What all seeds of one configuration share, as a key."""
+        return (
+            self.data,
+            self.backbone,
+            self.method,
+            self.kind,
+            _canonical(self.settings),
+            _canonical({key: value for key, value in self.training.items() if key not in ("seed", "seeds")}),
+        )
+
+    def probabilities(self, split: str) -> NDArray[np.float64]:
+        """Returns the probabilities `(texts, num_labels)` on `split`, computed in float64."""
+        return probabilities_of(self.predictions[split][1], self.multi_label)
+
+    def decisions(self, split: str) -> NDArray[np.int64]:
+        """Returns predicted classes `(texts,)` on `split`, or 0/1 `(texts, num_labels)` where multi-label."""
+        probabilities = self.probabilities(split)
+        return predicted_sets(probabilities) if self.multi_label else predicted_classes(probabilities)
+
+    def correct(self, split: str) -> BoolArray:
+        """Returns whether each text's class, or whole set of labels, is right `(texts,)` on `split`."""
+        right = self.decisions(split) == self.predictions[split][0]
+        return np.asarray(right.all(axis=1) if self.multi_label else right)
+
+    def degenerate_reason(self, split: str) -> str | None:
+        """Returns why its predictions on `split` show nothing learned, or None where they do show something.
+
+        Degenerate are logits that are not numbers, one and the same prediction for every text, and, where texts
+        have one label each, no more right answers than the most frequent class gets.
+        """
+        if split not in self.predictions or len(self.predictions[split][0]) == 0:
+            return None
+        labels, logits = self.predictions[split]
+        if not np.isfinite(logits).all():
+            return "logits are not numbers"
+        decisions = self.decisions(split)
+        if len(labels) > 1 and (decisions == decisions[0]).all():
+            return f"predicts {self._described(decisions[0])} for every text"
+        right, majority = float(self.correct(split).mean()), majority_share(labels)
+        if not self.multi_label and right <= majority:
+            return f"accuracy {right:.3f} is not above the majority class's {majority:.3f}"
+        return None
+
+    def _described(self, decision: Any) -> str:
+        if self.multi_label:
+            chosen = [name for name, value in zip(self.label_names, decision, strict=True) if value]
+            return f"the labels {', '.join(chosen)}" if chosen else "no label"
+        return f"'{self.label_names[int(decision)]}'"
+
+
+def _canonical(settings: dict[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True, default=str)

@@ -1,0 +1,116 @@
+"""The comparison of a run's configurations: means over seeds with their spread, and what may be said of them.
+
+Nothing here demonstrates a winner: `tests` stays empty and `winner` null.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fleetune.compare.configuration import group
+from fleetune.compare.result import TrialResult
+from fleetune.compare.row import Row, summed_up
+from fleetune.compare.verdict import Verdict, overall, verdict_on, with_ties
+from fleetune.metrics import MINIMISED
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Every configuration of a run, scored on one split by one metric.
+
+    Attributes:
+        metric: Name of the metric.
+        split: `test`, or `validation` where there is no test split.
+        rows: One a configuration, in the recipe's order within each data set.
+        verdict: What may be said of them.
+    """
+
+    metric: str
+    split: str
+    rows: tuple[Row, ...]
+    verdict: Verdict
+
+    @property
+    def ranked(self) -> list[Row]:
+        """The rows from best to worst mean; rows without a mean last."""
+        sign = 1.0 if self.metric in MINIMISED else -1.0
+        return sorted(
+            self.rows, key=lambda row: (math.isnan(row.mean), 0.0 if math.isnan(row.mean) else sign * row.mean)
+        )
+
+    def row(self, name: str) -> Row:
+        """Returns the row called `name`.
+
+        Raises:
+            KeyError: If there is none.
+        """
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(name)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what `fleetune compare --json` prints."""
+        return {
+            "metric": self.metric,
+            "split": self.split,
+            "rows": [row.to_json() for row in self.rows],
+            "tests": [],
+            "verdict": self.verdict.to_json(),
+        }
+
+    def frame(self) -> pd.DataFrame:
+        """Returns the rows as a table, best first, one column for each setting that varies."""
+        import pandas as pd
+
+        records = []
+        for row in self.ranked:
+            first = row.configuration.first
+            low, high = row.interval or (None, None)
+            records.append(
+                {"name": row.name, "data": first.data, "backbone": first.backbone, "method": first.method}
+                | {key: _cell(value) for key, value in row.configuration.varying.items()}
+                | {"seeds": len(row.scores), "mean": row.mean, "low": low, "high": high, "spread": row.spread}
+                | {"trainable": row.trainable, "seconds": row.seconds, "peak_bytes": row.peak_bytes}
+                | {"bundle_bytes": row.bundle_bytes, "tied_with_best": row.tied_with_best}
+                | {"degenerate": bool(row.degenerate), "failed": len(row.configuration.failed)}
+            )
+        return pd.DataFrame.from_records(records)
+
+
+def compare(results: Sequence[TrialResult], split: str | None = None, metric: str | None = None) -> Comparison:
+    """Returns the comparison of `results`.
+
+    Args:
+        results: Every trial of a run, failed and unfinished ones too.
+        split: Whose predictions are scored; the test split where every finished trial has one, else validation.
+        metric: Which score; the first trial's own metric where absent.
+    """
+    trials = list(results)
+    split = split or scored_split(trials)
+    metric = metric or (trials[0].metric if trials else "f1_macro")
+    by_data: dict[str, list[Row]] = {}
+    for row in [summed_up(configuration, split, metric) for configuration in group(trials)]:
+        by_data.setdefault(row.configuration.first.data, []).append(row)
+    for name, members in by_data.items():
+        by_data[name] = with_ties(members, metric)
+    rows = [row for members in by_data.values() for row in members]
+    verdicts = {name: verdict_on(members, metric, split) for name, members in by_data.items()}
+    return Comparison(metric, split, tuple(rows), overall(verdicts))
+
+
+def scored_split(results: Sequence[TrialResult]) -> str:
+    """Returns `test` where every trial with predictions has some there, else `validation`."""
+    having = [trial for trial in results if trial.predictions]
+    with_test = [trial for trial in having if "test" in trial.predictions and len(trial.predictions["test"][0])]
+    return "test" if having and len(with_test) == len(having) else "validation"
+
+
+def _cell(value: Any) -> Any:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value

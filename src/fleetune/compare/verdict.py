@@ -1,0 +1,106 @@
+"""What may be said of rows by the spread of their seeds alone. It is a reading, not a test: it crowns no winner."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fleetune.compare.row import Row
+from fleetune.compare.spread import SeedSpread, pooled_spread
+from fleetune.compare.titles import metric_title
+from fleetune.metrics import MINIMISED, is_better
+
+CAUTION = (
+    "This is a provisional reading of the spread over seeds alone; what the choice of test texts adds is not in it, "
+    "so no winner is demonstrated."
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What may be said: `winner` is None where none is demonstrated; `recommended` names a row."""
+
+    winner: str | None
+    recommended: str | None
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the three fields."""
+        return {"winner": self.winner, "recommended": self.recommended, "reason": self.reason}
+
+
+def reference_row(rows: Sequence[Row], metric: str) -> Row | None:
+    """Returns the row of the best mean, of those that are not degenerate and have two seeds if any have."""
+    usable = [row for row in rows if math.isfinite(row.mean) and not row.degenerate]
+    best: Row | None = None
+    for row in [row for row in usable if row.interval] or usable:
+        if best is None or is_better(metric, row.mean, best.mean):
+            best = row
+    return best
+
+
+def with_ties(rows: Sequence[Row], metric: str) -> list[Row]:
+    """Returns rows on the same data, each marked whether the spread over seeds does not tell it from the best."""
+    best, spread = reference_row(rows, metric), pooled_spread(rows)
+    return [replace(row, tied_with_best=_is_tied(row, best, spread)) for row in rows]
+
+
+def verdict_on(rows: Sequence[Row], metric: str, split: str) -> Verdict:
+    """Returns the verdict on rows of the same data, whose ties are marked."""
+    best = reference_row(rows, metric)
+    if best is None:
+        return Verdict(
+            None, None, f"No configuration has a usable {metric_title(metric)} on {split}: none is recommended."
+        )
+    superlative = f"{'lowest' if metric in MINIMISED else 'highest'} mean {metric_title(metric)} on {split}"
+    if best.interval is None:
+        return Verdict(
+            None,
+            None,
+            f"{best.name} has the {superlative}, but with one seed the spread over seeds is not known, "
+            "so no difference can be told from chance. Set seeds = 3 or more in the recipe.",
+        )
+    tied = [row for row in rows if row.tied_with_best and row.interval and not row.degenerate]
+    sound = [row for row in tied if not row.configuration.failed] or tied
+    cheapest = min(sound, key=_cost)
+    left_out = [row.name for row in tied if row not in sound and _cost(row) < _cost(cheapest)]
+    sentences = [_lead(cheapest, best, tied, superlative)]
+    if left_out:
+        sentences.append(f"Cheaper, but left out because some of its seeds failed: {', '.join(left_out)}.")
+    return Verdict(None, cheapest.name, " ".join([*sentences, CAUTION]))
+
+
+def overall(verdicts: dict[str, Verdict]) -> Verdict:
+    """Returns one verdict for all data sets; with several there is no common recommendation, only reasons."""
+    if not verdicts:
+        return Verdict(None, None, "There are no trials to compare.")
+    if len(verdicts) == 1:
+        return next(iter(verdicts.values()))
+    return Verdict(None, None, " ".join(f"On {name}: {verdict.reason}" for name, verdict in verdicts.items()))
+
+
+def _is_tied(row: Row, best: Row | None, spread: SeedSpread | None) -> bool:
+    if best is None or not math.isfinite(row.mean):
+        return False
+    return row is best or spread is None or not spread.tells_apart(row, best)
+
+
+def _lead(cheapest: Row, best: Row, tied: Sequence[Row], superlative: str) -> str:
+    if len(tied) == 1:
+        return f"{best.name} has the {superlative}, beyond the spread over seeds of every other configuration."
+    if cheapest is best:
+        return (
+            f"{best.name} has the {superlative} and trains the fewest parameters of the {len(tied)} configurations "
+            "that the spread over seeds does not tell apart."
+        )
+    return (
+        f"{cheapest.name} trains the fewest parameters of the {len(tied)} configurations that the spread over seeds "
+        f"does not tell from {best.name}, which has the {superlative}."
+    )
+
+
+def _cost(row: Row) -> tuple[float, float, str]:
+    trainable, seconds = row.trainable, row.seconds
+    return (math.inf if trainable is None else trainable, math.inf if seconds is None else seconds, row.name)

@@ -1,0 +1,195 @@
+"""Files to tables: CSV, JSONL and Parquet, each with the columns that the recipe names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fleetune.data.config import DataConfig
+from fleetune.data.csv_reader import CsvText, Dialect, find_dialect
+from fleetune.data.encoding import LINE_END, Decoded, read_text
+from fleetune.data.table import Cell, QuarantinedRecord, Table, check_columns, excerpt
+from fleetune.errors import DataError
+
+SUFFIXES = {
+    ".csv": "csv", ".tsv": "csv", ".tab": "csv", ".txt": "csv",
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
+    ".parquet": "parquet", ".pq": "parquet",
+}  # fmt: skip
+COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "zip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
+PARQUET_MAGIC = b"PAR1"
+ROWS_AT_ONCE = 10_000
+
+
+def read_file(path: Path, source: str, config: DataConfig) -> Table:
+    """Returns the table of one file, with the columns that `config` names.
+
+    Raises:
+        DataError: If the file cannot be read, or lacks a column.
+    """
+    form = find_format(path) if config.format == "auto" else config.format
+    if form == "parquet":
+        return _read_parquet(path, source, config)
+    decoded = read_text(path, source, config.encoding, config.encoding_errors)
+    table = _read_jsonl(decoded, source, config) if form == "jsonl" else _read_csv(path, decoded, source, config)
+    if decoded.bad_lines:
+        table.notes.append(f"{source}: undecodable bytes in {len(decoded.bad_lines):,} lines were replaced by U+FFFD")
+    return table
+
+
+def find_format(path: Path) -> str:
+    """Returns `csv`, `jsonl` or `parquet`, by the first bytes and by the file's name.
+
+    Raises:
+        DataError: If the file is absent, not readable, empty or compressed.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist; check the path in [data] (it is relative to the recipe).") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
+    if not head:
+        raise DataError(f"{path} is empty; expected a header and labelled texts.")
+    for magic, name in COMPRESSED.items():
+        if head.startswith(magic):
+            raise DataError(f"{path} is compressed ({name}); unpack it and name the file inside.")
+    if head.startswith(PARQUET_MAGIC):
+        return "parquet"
+    known = SUFFIXES.get(path.suffix.lower())
+    if known is not None:
+        return known
+    return "jsonl" if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{") else "csv"
+
+
+def delimiter_hint(path: Path) -> str:
+    """Returns the delimiter that the file's name suggests, or nothing."""
+    return {".tsv": "\t", ".tab": "\t", ".csv": ","}.get(path.suffix.lower(), "")
+
+
+def _read_csv(path: Path, decoded: Decoded, source: str, config: DataConfig) -> Table:
+    if config.delimiter is not None:
+        dialect = Dialect(config.delimiter, config.quote, config.escape or "")
+    else:
+        hint = delimiter_hint(path)
+        dialect = find_dialect(decoded.text, config.columns, config.quote, config.escape or "", hint)
+    parsed = CsvText(decoded.text, dialect)
+    header = parsed.header
+    if header is None:
+        raise DataError(f"{source} is empty; expected a header and labelled texts.")
+    if header.problem:
+        raise DataError(f"{source}:{header.line}: the header cannot be read ({header.problem}).")
+    if "\0" in decoded.text[header.start : header.end]:
+        raise DataError(f"{source}:{header.line}: the header has a NUL byte; if the file is UTF-16, type encoding.")
+    check_columns(source, header.fields, config.columns)
+    return _table_of_records(parsed, header.fields, source, config)
+
+
+def _table_of_records(parsed: CsvText, header: list[str], source: str, config: DataConfig) -> Table:
+    places = {name: header.index(name) for name in config.columns}
+    table = Table(source, {name: [] for name in places})
+    appends = [(table.columns[name].append, place) for name, place in places.items()]
+    limit = config.max_field_characters
+    for record in parsed.records(places[config.label_columns[0]], config.labels or ()):
+        problem = record.problem
+        if record.end - record.start > limit and not problem:
+            longest = max(map(len, record.fields))
+            problem = _too_long(longest, limit) if longest > limit else ""
+        if problem:
+            begin = parsed.text[record.start : min(record.end, record.start + 1000)]
+            table.quarantine.append(QuarantinedRecord(source, record.line, problem, excerpt(begin)))
+            continue
+        table.lines.append(record.line)
+        for append, place in appends:
+            append(record.fields[place])
+    return table
+
+
+def _too_long(characters: int, limit: int) -> str:
+    return f"field over max_field_characters: {characters:,} characters, the limit is {limit:,}"
+
+
+def _read_jsonl(decoded: Decoded, source: str, config: DataConfig) -> Table:
+    if decoded.text.lstrip().startswith("[") and decoded.text.rstrip().endswith("]"):
+        raise DataError(f"{source} is one JSON list; expected JSONL, which has one JSON object a line.")
+    table = Table(source, {name: [] for name in config.columns})
+    seen: dict[str, None] = {}
+    for number, row in enumerate(LINE_END.split(decoded.text), start=1):
+        if not row.strip():
+            continue
+        record = _json_object(row)
+        problem = record if isinstance(record, str) else _long_field(record, config)
+        if isinstance(record, str) or problem:
+            table.quarantine.append(QuarantinedRecord(source, number, problem, excerpt(row)))
+            continue
+        seen.update(dict.fromkeys(record))
+        table.lines.append(number)
+        for name, cells in table.columns.items():
+            cells.append(record.get(name))
+    if not table.lines and not table.quarantine:
+        raise DataError(f"{source} is empty; expected one JSON object a line.")
+    if table.lines:
+        check_columns(source, list(seen), config.columns)
+    return table
+
+
+def _json_object(row: str) -> dict[str, Any] | str:
+    """Returns the object of one line, or what is wrong with it."""
+    try:
+        value = json.loads(row)
+    except json.JSONDecodeError as error:
+        if "\0" in row:
+            return "NUL byte"
+        return f"malformed JSON: {error.msg} at character {error.pos + 1}"
+    except (ValueError, RecursionError) as error:
+        return f"malformed JSON: {type(error).__name__}"
+    if not isinstance(value, dict):
+        return f"not a JSON object but a {type(value).__name__}"
+    return value
+
+
+def _long_field(record: dict[str, Any], config: DataConfig) -> str:
+    longest = max((len(value) for value in record.values() if isinstance(value, str)), default=0)
+    limit = config.max_field_characters
+    return _too_long(longest, limit) if longest > limit else ""
+
+
+def _read_parquet(path: Path, source: str, config: DataConfig) -> Table:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            check_columns(source, file.schema_arrow.names, config.columns)
+            table = Table(source, {name: [] for name in config.columns})
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=config.columns):
+                columns = {name: batch.column(name).to_pylist() for name in config.columns}
+                append_rows(table, columns, config)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise DataError(f"{source} cannot be read as Parquet: {first}") from None
+    return table
+
+
+def append_rows(table: Table, columns: dict[str, Sequence[Cell]], config: DataConfig) -> None:
+    """Adds rows of a columnar source to `table`; a row with an over-long field is quarantined."""
+    limit = config.max_field_characters
+    names = list(columns)
+    for cells in zip(*columns.values(), strict=True):
+        row = len(table.lines) + len(table.quarantine)
+        longest = max((len(cell) for cell in cells if isinstance(cell, str)), default=0)
+        if longest > limit:
+            table.quarantine.append(QuarantinedRecord(table.source, row, _too_long(longest, limit)))
+            continue
+        table.lines.append(row)
+        for name, cell in zip(names, cells, strict=True):
+            table.columns[name].append(cell)

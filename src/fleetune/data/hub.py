@@ -1,0 +1,186 @@
+"""Hugging Face data sets, from the hub or from a folder saved by `datasets`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fleetune.data.config import DataConfig
+from fleetune.data.dataset import SplitName
+from fleetune.data.files import ROWS_AT_ONCE, append_rows
+from fleetune.data.table import Cell, Table, check_columns
+from fleetune.errors import DataError, MissingExtraError
+
+SPLIT_NAMES: dict[SplitName, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev", "validation_matched"),
+    "test": ("test", "test_matched"),
+}
+UNLABELLED = -1
+
+
+def is_saved_folder(path: Path) -> bool:
+    """Returns whether `datasets` saved this folder."""
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+
+def read_saved(path: Path, config: DataConfig) -> dict[SplitName, Table]:
+    """Returns a table for each split of a folder saved by `datasets`."""
+    return _tables(path.name, load_saved(path), config)
+
+
+def load_saved(path: Path) -> Any:
+    """Returns the `Dataset` or `DatasetDict` of a folder saved by `datasets`.
+
+    Raises:
+        MissingExtraError: If `datasets` is not installed.
+        DataError: If the folder is damaged.
+    """
+    datasets = _import_datasets()
+    try:
+        return datasets.load_from_disk(str(path))
+    except Exception as error:  # noqa: BLE001 - Arrow, JSON and file errors alike mean a damaged folder
+        raise DataError(f"{path} cannot be read as a folder saved by datasets: {_first_line(error)}") from None
+
+
+def read_hub(config: DataConfig) -> dict[SplitName, Table]:
+    """Returns a table for each split of a data set of the hub.
+
+    Raises:
+        MissingExtraError: If `datasets` is not installed.
+        DataError: If the data set does not exist or cannot be reached.
+    """
+    datasets = _import_datasets()
+    name = str(config.hf)
+    failures = []
+    for repository, configuration in _candidates(name):
+        try:
+            loaded = datasets.load_dataset(repository, configuration, revision=config.revision)
+        except Exception as error:  # noqa: BLE001 - the hub's client has a dozen types for "absent" and "unreachable"
+            failures.append(error)
+            continue
+        return _tables(name, loaded, config)
+    raise DataError(_hub_message(name, failures)) from None
+
+
+def _candidates(name: str) -> list[tuple[str, str | None]]:
+    """Returns what `name` may mean, in the order to be tried: configuration first, as the recipe's help says."""
+    parts = name.split("/")
+    if len(parts) == 1:
+        return [(name, None)]
+    if len(parts) == 2:
+        return [(parts[0], parts[1]), (name, None)]
+    return [("/".join(parts[:2]), "/".join(parts[2:]))]
+
+
+def _hub_message(name: str, failures: list[Exception]) -> str:
+    unreachable = [error for error in failures if _is_connection(error)]
+    if unreachable:
+        return (
+            f"data set {name!r} is not on this machine and the hub cannot be reached ({_first_line(unreachable[0])}).\n"
+            'Connect, or save it elsewhere with datasets\' save_to_disk and type path = "FOLDER".'
+        )
+    # A wrong configuration's error lists those that exist; "not found" tells less.
+    telling = [error for error in failures if "config" in str(error).lower()] or failures
+    return f'data set {name!r} cannot be loaded: {_first_line(telling[0])}\nCheck hf = "name/configuration" in [data].'
+
+
+def _is_connection(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, ConnectionError | TimeoutError) or "offline" in str(error).lower():
+            return True
+        if type(error).__name__ in ("ConnectionError", "ConnectError", "ConnectTimeout", "OfflineModeIsEnabled"):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+def _import_datasets() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise MissingExtraError("datasets", "hub", "A Hugging Face data set") from None
+    return datasets
+
+
+def _tables(name: str, loaded: Any, config: DataConfig) -> dict[SplitName, Table]:
+    if not isinstance(loaded, Mapping):
+        return {"train": _table(name, loaded, config)}
+    found = {
+        split: next((candidate for candidate in names if candidate in loaded), None)
+        for split, names in SPLIT_NAMES.items()
+    }
+    if found["train"] is None:
+        listed = ", ".join(map(str, loaded))
+        raise DataError(f"data set {name!r} has no split 'train'; its splits are {listed}.")
+    return {
+        split: _table(f"{name}[{hub_split}]", loaded[hub_split], config)
+        for split, hub_split in found.items()
+        if hub_split is not None
+    }
+
+
+def _table(source: str, dataset: Any, config: DataConfig) -> Table:
+    check_columns(source, dataset.column_names, config.columns)
+    table = Table(source, {name: [] for name in config.columns}, class_names=_class_names(dataset, config))
+    selected = dataset.select_columns(config.columns).with_format(None)
+    convert = {name: _to_names(dataset.features[name]) for name in config.label_columns}
+    for start in range(0, len(selected), ROWS_AT_ONCE):
+        columns = dict(selected[start : start + ROWS_AT_ONCE])
+        for name, to_name in convert.items():
+            columns[name] = [to_name(value) for value in columns[name]]
+        append_rows(table, {name: columns[name] for name in config.columns}, config)
+    _drop_unlabelled(table, config)
+    return table
+
+
+def _class_label(feature: Any) -> Any:
+    """Returns the ClassLabel behind a feature or a list of it, None where there is none."""
+    inner = getattr(feature, "feature", feature)
+    return inner if hasattr(inner, "int2str") and hasattr(inner, "names") else None
+
+
+def _class_names(dataset: Any, config: DataConfig) -> list[str] | None:
+    if len(config.label_columns) > 1:
+        return None
+    label = _class_label(dataset.features[config.label_columns[0]])
+    return None if label is None or not label.names else list(label.names)
+
+
+def _to_names(feature: Any) -> Callable[[Any], Any]:
+    label = _class_label(feature)
+    if label is None or not label.names:
+        return lambda value: value
+    names = dict(enumerate(label.names))
+
+    def to_name(value: Any) -> Any:
+        if isinstance(value, list):
+            return [names.get(item, item) for item in value]
+        return names.get(value, value)
+
+    return to_name
+
+
+def _drop_unlabelled(table: Table, config: DataConfig) -> None:
+    """Empties a split whose labels are all kept back, as those of published test sets are."""
+    cells = [table.columns[name] for name in config.label_columns]
+    rows = len(table.lines)
+    kept_back = [all(cell is None or _is_unlabelled(cell) for cell in row) for row in zip(*cells, strict=True)]
+    if rows and all(kept_back):
+        table.notes.append(f"{table.source}: the labels of its {rows:,} texts are not published; the split is left out")
+        table.lines.clear()
+        for column in table.columns.values():
+            column.clear()
+        return
+    if table.class_names is not None:
+        for row in (row for row, unlabelled in enumerate(kept_back) if unlabelled):
+            cells[0][row] = None
+
+
+def _is_unlabelled(cell: Cell) -> bool:
+    return isinstance(cell, int) and not isinstance(cell, bool) and cell == UNLABELLED

@@ -1,0 +1,84 @@
+"""Records as read from a source, before labels are understood."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from fleetune.errors import DataError
+
+Cell = str | int | float | bool | bytes | list[object] | dict[str, object] | None
+EXCERPT_CHARACTERS = 200
+SHOWN_COLUMNS, SHOWN_CHARACTERS = 20, 40
+
+
+@dataclass(frozen=True)
+class QuarantinedRecord:
+    """A record that cannot be used.
+
+    Attributes:
+        file: Name of its source.
+        line: Line of its start (row, where the source has no lines).
+        reason: Why, in words.
+        excerpt: Its beginning, as read.
+    """
+
+    file: str
+    line: int
+    reason: str
+    excerpt: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}"
+
+
+@dataclass
+class Table:
+    """The named columns of one source.
+
+    Attributes:
+        source: Name of the file or hub split.
+        lines: Line of each readable record.
+        columns: Cells of each named column, one a readable record.
+        quarantine: Records that could not be read.
+        class_names: Names of integer labels, where the source declares them.
+        notes: What a reader of the audit should know of this source.
+    """
+
+    source: str
+    columns: dict[str, list[Cell]]
+    lines: list[int] = field(default_factory=list)
+    quarantine: list[QuarantinedRecord] = field(default_factory=list)
+    class_names: list[str] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def check_columns(source: str, present: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raises DataError if a wanted column is absent or stands more than once, naming the nearest."""
+    for name in wanted:
+        count = list(present).count(name)
+        if count > 1:
+            raise DataError(
+                f"{source}: column {name!r} stands {count} times in the header; rename all but one of them."
+            )
+        if count == 0:
+            listed = list_columns(present)
+            near = difflib.get_close_matches(name.casefold(), [column.casefold() for column in present], n=1)
+            nearest = next((column for column in present if near and column.casefold() == near[0]), None)
+            hint = f"; did you mean {nearest[:SHOWN_CHARACTERS]!r}?" if nearest else "."
+            raise DataError(
+                f"{source} has no column {name!r}{hint}\nIts columns are {listed}; set text and label in [data]."
+            )
+
+
+def list_columns(present: Sequence[str]) -> str:
+    """Returns the names of columns for a message: not too many, and none too long."""
+    shown = [repr(column if len(column) <= SHOWN_CHARACTERS else column[:SHOWN_CHARACTERS] + "…") for column in present]
+    more = ", …" if len(shown) > SHOWN_COLUMNS else ""
+    return (", ".join(shown[:SHOWN_COLUMNS]) + more) if shown else "none"
+
+
+def excerpt(text: str) -> str:
+    """Returns the beginning of a bad record, for a person to recognise it by."""
+    return text[:EXCERPT_CHARACTERS].replace("\0", "\\0")

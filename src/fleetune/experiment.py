@@ -1,0 +1,183 @@
+"""`Experiment`: the whole way from a recipe to a comparison and a report, for Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fleetune.errors import RecipeError
+from fleetune.lab.folder import RunFolder, default_folder
+from fleetune.lab.notices import Said, Watch, unwatched
+from fleetune.lab.recipe import Document, Recipe, load_recipe, recipe_from
+from fleetune.methods.base import Method
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fleetune.compare.summary import Comparison
+    from fleetune.lab.check import Check
+    from fleetune.lab.executors.base import Executor
+    from fleetune.lab.export import ExportReport
+    from fleetune.lab.summary import RunSummary
+
+SOURCE = "Experiment"
+
+
+@dataclass(frozen=True)
+class ExperimentResult:
+    """What an experiment gave.
+
+    Attributes:
+        comparison: Every configuration with its score.
+        summary: What was trained, and how fast.
+        folder: The run's folder.
+        report: The page, None where no trial was finished.
+    """
+
+    comparison: Comparison
+    summary: RunSummary
+    folder: Path
+    report: Path | None
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The comparison as a table, best first."""
+        return self.comparison.frame()
+
+    def export(self, to: str | Path, trial: str = "best", merge: bool = False) -> ExportReport:
+        """Saves a trial as a bundle in folder `to`, verified by reloading it."""
+        from fleetune.lab.export import export_trial
+
+        return export_trial(self.folder, trial, Path(to), merge)
+
+
+class Experiment:
+    """A comparison of fine-tuning methods.
+
+    Args:
+        recipe: A recipe's file, or its tables as a dictionary; all else is then given there.
+        data: A data file, the keys of `[data]`, or a data frame.
+        text: Column of the text, or two columns for pairs.
+        label: Column of the label, or several 0/1 columns.
+        backbone: A folder, hub name or embedded name, or the keys of `[backbone]`.
+        methods: Methods such as `LoRA(rank=8)`, or the keys of a `[[method]]` each.
+        training: The keys of `[training]`.
+        seeds: Number of seeds, or the seeds.
+        out: The run's folder; `runs/NAME` if absent.
+
+    Raises:
+        RecipeError: If a key is unknown or a value is wrong.
+
+    Example:
+        >>> result = Experiment(data="reviews.csv", text="review", label="sentiment",
+        ...                     backbone="embedded:minilm", methods=[LoRA(rank=8), BitFit()]).run()
+        >>> result.frame
+    """
+
+    def __init__(
+        self,
+        recipe: str | Path | Mapping[str, Any] | None = None,
+        *,
+        data: str | Path | Mapping[str, Any] | pd.DataFrame | None = None,
+        text: str | Sequence[str] | None = None,
+        label: str | Sequence[str] | None = None,
+        backbone: str | Path | Mapping[str, Any] = "embedded:minilm",
+        methods: Sequence[Method | Mapping[str, Any]] = (),
+        training: Mapping[str, Any] | None = None,
+        seeds: int | Sequence[int] | None = None,
+        out: str | Path | None = None,
+    ) -> None:
+        if (recipe is None) == (data is None):
+            raise RecipeError("Experiment takes a recipe, or data with methods; got both or neither")
+        self.folder = Path(out) if out is not None else Path("runs") / "experiment"
+        if isinstance(recipe, str | Path):
+            self.recipe = load_recipe(Path(recipe))
+            self.folder = Path(out) if out is not None else default_folder(Path(recipe))
+        elif recipe is not None:
+            self.recipe = recipe_from(_document(recipe), Path.cwd(), SOURCE)
+        else:
+            table = _data_table(data, text, label, self.folder)
+            document = {
+                "data": table,
+                "backbone": dict(backbone) if isinstance(backbone, Mapping) else {"model": str(backbone)},
+                "training": _training_table(training, seeds),
+                "method": [_method_table(method) for method in methods],
+            }
+            self.recipe = recipe_from(document, Path.cwd(), SOURCE)
+
+    def check(self) -> Check:
+        """Returns what a run would be: audits, trials, forecasts, warnings; trains nothing."""
+        from fleetune.lab.check import check
+
+        return check(self.recipe)
+
+    def run(self, watch: Watch = unwatched, executor: Executor | None = None) -> ExperimentResult:
+        """Trains what is not trained yet, and returns the comparison.
+
+        Args:
+            watch: Is told what happens.
+            executor: Trains the fleets; in this process by default.
+        """
+        return run_recipe(self.recipe, self.folder, watch, executor)
+
+
+def run_recipe(
+    recipe: Recipe,
+    folder: Path,
+    watch: Watch = unwatched,
+    executor: Executor | None = None,
+    command: str | None = None,
+) -> ExperimentResult:
+    """Trains `recipe` in `folder`, compares and writes the report."""
+    from fleetune.compare.summary import compare
+    from fleetune.lab.results import load_results
+    from fleetune.lab.runner import run
+    from fleetune.report.html import write_report
+
+    summary = run(recipe, folder, watch, executor, command)
+    results = load_results(folder)
+    page = None
+    if any(trial.status == "done" for trial in results.trials):
+        watch(Said("writing the report"))
+        page = write_report(results, RunFolder(folder).report)
+    return ExperimentResult(compare(results.trials), summary, folder, page)
+
+
+def _document(recipe: Mapping[str, Any]) -> Document:
+    return {key: dict(value) if isinstance(value, Mapping) else value for key, value in recipe.items()}
+
+
+def _data_table(data: Any, text: Any, label: Any, folder: Path) -> Document:
+    table = dict(data) if isinstance(data, Mapping) else {"path": str(_as_file(data, folder))}
+    for key, value in (("text", text), ("label", label)):
+        if value is not None:
+            table[key] = value if isinstance(value, str) else list(value)
+    return table
+
+
+def _as_file(data: Any, folder: Path) -> Path:
+    """Returns the data's file; a data frame is written into the run's folder, so that the run can be repeated."""
+    if isinstance(data, str | Path):
+        return Path(data)
+    if not hasattr(data, "to_parquet"):
+        raise RecipeError(f"data is a path, the keys of [data], or a data frame; got {type(data).__name__}")
+    path = folder / "data" / "texts.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data.to_parquet(path, index=False)
+    return path
+
+
+def _training_table(training: Mapping[str, Any] | None, seeds: int | Sequence[int] | None) -> Document:
+    table = dict(training or {})
+    if seeds is not None:
+        table["seeds"] = seeds if isinstance(seeds, int) else list(seeds)
+    return table
+
+
+def _method_table(method: Method | Mapping[str, Any]) -> Document:
+    if isinstance(method, Method):
+        settings = {key: value for key, value in method.settings.items() if value is not None}
+        return {"kind": method.kind, **settings}
+    return dict(method)

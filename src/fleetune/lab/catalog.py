@@ -1,0 +1,121 @@
+"""Every method with its options, its source, and how many parameters it trains on a given model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fleetune import methods
+from fleetune.engine.config import BackboneConfig
+from fleetune.errors import MethodError, RecipeError
+from fleetune.lab.parameters import ParameterCounts, count_parameters
+from fleetune.lab.validate import checked
+from fleetune.methods.base import BackboneShape, Method
+
+
+@dataclass(frozen=True)
+class Option:
+    """One setting of a method."""
+
+    name: str
+    default: Any
+    help: str
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """One method.
+
+    Attributes:
+        kind: The word for it in recipes.
+        summary: What it does, in a line.
+        source: Where it was published.
+        settings: Every setting by name.
+        options: Its settings with their help.
+        parameters: Numbers of parameters on the model asked about, None where there is no model.
+        misfit: Why it does not fit that model, None where it does.
+    """
+
+    kind: str
+    summary: str
+    source: str
+    settings: dict[str, Any]
+    options: tuple[Option, ...]
+    parameters: ParameterCounts | None = None
+    misfit: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what `fleetune methods --json` prints of it."""
+        return {
+            "kind": self.kind,
+            "summary": self.summary,
+            "source": self.source,
+            "settings": self.settings,
+            "options": [{"name": one.name, "default": one.default, "help": one.help} for one in self.options],
+            "parameters": dict(self.parameters) if self.parameters is not None else None,
+            "misfit": self.misfit,
+        }
+
+
+def list_methods(model: Path | None = None, num_labels: int = 2, chosen: str | None = None) -> list[MethodEntry]:
+    """Returns every method with its defaults, or the one that `chosen` describes.
+
+    Args:
+        model: Folder with a `config.json`, or an embedded backbone's name; parameters are counted for it.
+        num_labels: Number of the classifier's outputs.
+        chosen: JSON object with `kind` and settings.
+
+    Raises:
+        RecipeError: If `chosen` is no JSON, or names an unknown method or setting.
+        BackboneError: If the model's configuration cannot be read.
+        MethodError: If the chosen method does not fit the model.
+    """
+    wanted = [_parsed(chosen)] if chosen else [method() for method in methods.all_methods().values()]
+    shape = _shape(model, num_labels) if model is not None else None
+    return [_entry(method, shape, strict=chosen is not None) for method in wanted]
+
+
+def _parsed(text: str) -> Method:
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise RecipeError(
+            f'--method is not JSON ({error}).\nType: --method \'{{"kind": "lora", "rank": 8}}\''
+        ) from None
+    if not isinstance(document, dict) or not isinstance(document.get("kind"), str):
+        raise RecipeError('--method takes a JSON object with a kind.\nType: --method \'{"kind": "lora", "rank": 8}\'')
+    method = methods.get(document.pop("kind"))
+    checked(method.Config, document, f"--method {method.kind}")
+    return method(**document)
+
+
+def _shape(model: Path, num_labels: int) -> BackboneShape:
+    from fleetune.engine.embedded import PREFIX
+    from fleetune.engine.shape import shape_from_config
+    from fleetune.engine.source import find_folder
+
+    folder = find_folder(BackboneConfig(model=str(model))) if str(model).startswith(PREFIX) else model
+    return shape_from_config(folder, num_labels)
+
+
+def _entry(method: Method, shape: BackboneShape | None, strict: bool) -> MethodEntry:
+    fields = type(method).Config.model_fields
+    parameters, misfit = None, None
+    if shape is not None:
+        try:
+            parameters = count_parameters(method, shape)
+        except MethodError as error:
+            if strict:
+                raise
+            misfit = str(error)
+    return MethodEntry(
+        method.kind,
+        (type(method).__doc__ or "").strip().splitlines()[0],
+        method.source,
+        method.settings,
+        tuple(Option(name, method.settings[name], field.description or "") for name, field in fields.items()),
+        parameters,
+        misfit,
+    )

@@ -1,0 +1,74 @@
+"""What trains a fleet: the runner hands it a job, and records what it reports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from fleetune.engine.config import BackboneConfig
+from fleetune.engine.events import Event
+
+if TYPE_CHECKING:
+    from fleetune.engine.fleet import FleetData
+    from fleetune.engine.trial import TrialSpec
+
+
+@dataclass(frozen=True)
+class FleetJob:
+    """All that training one fleet needs.
+
+    Attributes:
+        backbone: Which model lies under it.
+        num_labels: Number of the classifier's outputs.
+        precision: Of the frozen weights and their products.
+        specs: The trials.
+        data: Their texts.
+        checkpoints: Folder of the trials' checkpoints.
+    """
+
+    backbone: BackboneConfig
+    num_labels: int
+    precision: str
+    specs: tuple[TrialSpec, ...]
+    data: FleetData
+    checkpoints: Path
+
+
+@dataclass(frozen=True)
+class BackboneFacts:
+    """What loading a backbone found out.
+
+    Attributes:
+        layout: `packed` or `padded`.
+        layout_reason: Why.
+        precision: `bf16`, `fp32` or `float64`.
+        model_hash: SHA-256 of its configuration and weights.
+        notes: What a report must say of it.
+    """
+
+    layout: str
+    layout_reason: str
+    precision: str
+    model_hash: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StartedFleet:
+    """A fleet that trains while its events are read; closing `events` saves every trial under way."""
+
+    facts: BackboneFacts
+    events: Iterator[Event]
+
+
+class Executor(Protocol):
+    """Starts fleets."""
+
+    def start(self, job: FleetJob) -> StartedFleet:
+        """Returns the fleet of `job`, ready to train.
+
+        Raises:
+            BackboneError: If the backbone cannot be loaded.
+        """

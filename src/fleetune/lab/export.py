@@ -1,0 +1,170 @@
+"""Chooses a trial of a run, and saves it as a bundle that gives the same logits."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from fleetune import methods
+from fleetune.data.tokens import open_tokens
+from fleetune.errors import BackboneError, RunError, UserError
+from fleetune.lab.folder import RunFolder
+from fleetune.lab.ledger import LedgerReader
+from fleetune.lab.recipe import load_recipe
+from fleetune.lab.results import RunResults, load_results
+from fleetune.metrics import MINIMISED, evaluate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fleetune.compare.result import TrialResult
+
+BEST = "best"
+SAVED = "parameters/"
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """A saved bundle.
+
+    Attributes:
+        trial: The trial it holds.
+        name: Name of its configuration and its seed.
+        path: The bundle's folder.
+        max_difference: Largest difference of a logit between the reloaded bundle and the trial.
+        bytes: Size of the folder.
+    """
+
+    trial: str
+    name: str
+    path: Path
+    max_difference: float
+    bytes: int
+
+
+def choose_trial(results: RunResults, wanted: str) -> TrialResult:
+    """Returns the finished trial that `wanted` names: `best`, an id or its beginning, or a configuration's name.
+
+    The best is the best seed on validation of the configuration with the best mean on validation.
+
+    Raises:
+        UserError: If there is none, or more than one begins like that.
+    """
+    done = [trial for trial in results.trials if trial.status == "done"]
+    if not done:
+        raise UserError(f"{results.folder} has no finished trial yet.\nType: fleetune status {results.folder}")
+    if wanted == BEST:
+        return _best(done)
+    named = [trial for trial in done if wanted in (trial.method, f"{trial.method} seed {trial.seed}")]
+    if named:
+        return _best(named)
+    matching = [trial for trial in done if trial.id.startswith(wanted)]
+    if len(matching) == 1:
+        return matching[0]
+    if len(matching) > 1:
+        raise UserError(f"{len(matching)} trials begin with '{wanted}': {', '.join(trial.id for trial in matching)}")
+    names = [name for trial in done for name in (trial.id, trial.method)]
+    near = difflib.get_close_matches(wanted, names, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"type: fleetune status {results.folder}"
+    raise UserError(f"no finished trial is called '{wanted}'; {hint}")
+
+
+def export_trial(run: Path, trial_id: str, to: Path, merge: bool = False) -> ExportReport:
+    """Saves a trial as a bundle in folder `to`, and reloads it to compare its logits.
+
+    Args:
+        run: The run's folder.
+        trial_id: What `choose_trial` takes.
+        to: The bundle's folder; it must not exist, or be empty.
+        merge: Whether the adapter is merged into a copy of the backbone's weights.
+
+    Raises:
+        UserError: If there is no such trial, the backbone has changed since, or `to` is taken.
+        ExportMismatchError: If the reloaded bundle gives other logits.
+    """
+    from fleetune.bundle import save_bundle
+    from fleetune.engine.backbone import load_backbone, load_tokenizer
+
+    results = load_results(run)
+    trial = choose_trial(results, trial_id)
+    recipe = load_recipe(RunFolder(run).recipe)
+    data = next(config for config in recipe.data if config.name == trial.data)
+    with LedgerReader(run) as ledger:
+        meta = ledger.meta()
+    facts = meta["backbones"][trial.id]
+    config = next(config for config in recipe.backbones if config.name == trial.backbone)
+    backbone = load_backbone(config, len(trial.label_names), "fp32")
+    if backbone.model_hash != facts["model_hash"]:
+        raise BackboneError(
+            f"{config.model} is not the model that {trial.id} was trained on: its checksum differs.\n"
+            "Put the old one back, or train again"
+        )
+    difference = save_bundle(
+        to,
+        backbone,
+        methods.get(trial.kind)(**trial.settings),
+        _best_tensors(RunFolder(run).trials / trial.id),
+        trial.label_names,
+        multi_label=trial.multi_label,
+        pairs=meta["data"][trial.data]["pairs"],
+        max_tokens=data.max_tokens,
+        training=_training_summary(results, trial),
+        tokenizer=load_tokenizer(config),
+        precision=trial.precision,
+        probe=open_tokens(run / facts["tokens"]),
+        merge=merge,
+    )
+    size = sum(file.stat().st_size for file in to.rglob("*") if file.is_file())
+    return ExportReport(trial.id, f"{trial.method} seed {trial.seed}", to, difference or 0.0, size)
+
+
+def validation_score(trial: TrialResult) -> float:
+    """Returns the trial's metric at its best evaluation on validation, larger is better; -inf where it has none."""
+    sign = -1.0 if trial.metric in MINIMISED else 1.0
+    values = [entry["metrics"].get(trial.metric, math.nan) for entry in trial.history if entry["best"]]
+    return sign * values[-1] if values and math.isfinite(values[-1]) else -math.inf
+
+
+def _best(done: list[TrialResult]) -> TrialResult:
+    groups: dict[tuple[str, ...], list[TrialResult]] = {}
+    for trial in done:
+        groups.setdefault(trial.configuration, []).append(trial)
+    best_group = max(groups.values(), key=lambda group: fmean(validation_score(trial) for trial in group))
+    return max(best_group, key=validation_score)
+
+
+def _best_tensors(folder: Path) -> dict[str, Tensor]:
+    """Returns a trial's trained tensors at its best evaluation, or the last ones where it had none."""
+    from fleetune.engine.checkpoint import load_checkpoint
+
+    best = load_checkpoint(folder / "best")
+    if best is not None:
+        return best[0]
+    last = load_checkpoint(folder / "last")
+    if last is None:
+        raise RunError(f"{folder} has no checkpoint.\nRun the recipe again to make it")
+    return {name.removeprefix(SAVED): tensor for name, tensor in last[0].items() if name.startswith(SAVED)}
+
+
+def _training_summary(results: RunResults, trial: TrialResult) -> dict[str, Any]:
+    scores = {
+        split: {name: value for name, value in evaluate(*predicted).items() if math.isfinite(value)}
+        for split, predicted in trial.predictions.items()
+    }
+    return {
+        "run": results.name,
+        "trial": trial.id,
+        "name": trial.method,
+        "data": trial.data,
+        "seed": trial.seed,
+        "metric": trial.metric,
+        "scores": scores,
+        "best_step": trial.best_step,
+        "seconds": trial.seconds,
+        "training": trial.training,
+        "packages": results.environment.get("packages", {}),
+    }

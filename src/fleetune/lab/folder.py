@@ -1,0 +1,56 @@
+"""Where things lie in a run's folder."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of a run."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe as resolved, frozen."""
+        return self.path / "recipe.toml"
+
+    @property
+    def ledger(self) -> Path:
+        """The database."""
+        return self.path / "ledger.sqlite"
+
+    @property
+    def trials(self) -> Path:
+        """Folder of the trials: checkpoints and predictions."""
+        return self.path / "trials"
+
+    @property
+    def report(self) -> Path:
+        """Folder of the report."""
+        return self.path / "report"
+
+    @property
+    def page(self) -> Path:
+        """The report itself."""
+        return self.report / "index.html"
+
+    def predictions(self, trial: str) -> Path:
+        """A trial's logits."""
+        return self.trials / trial / "predictions.parquet"
+
+    def data(self, name: str, only_one: bool) -> Path:
+        """Folder of a data set's audit, quarantine, splits and tokens."""
+        if only_one:
+            return self.path / "data"
+        return self.path / "data" / (re.sub(r"[^\w.-]+", "_", name).strip(".") or "_")
+
+
+def default_folder(recipe: Path) -> Path:
+    """Returns where a recipe's run goes by default: `runs/STEM`, or its own folder if it is a run's frozen recipe."""
+    if recipe.name == "recipe.toml" and (recipe.parent / "ledger.sqlite").exists():
+        return recipe.parent
+    return Path("runs") / recipe.stem

@@ -1,0 +1,236 @@
+"""A run's memory: what was asked for, what happened, what was measured, and which files came of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import socket
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fleetune.errors import RunError, UserError
+from fleetune.lab.schema import check_version, migrate
+
+if TYPE_CHECKING:
+    from fleetune.engine.events import Evaluated, Finished, Stepped
+
+COMMIT_SECONDS = 2.0
+"""Steps since the last commit may be lost with the machine; training repeats them from its checkpoint anyway."""
+
+Row = sqlite3.Row
+
+
+class Ledger:
+    """The one writer of a run's database. The caller holds the run's lock.
+
+    Losses and other step records are committed together with evaluations, and at least every `COMMIT_SECONDS`; all
+    else is committed, and on disk, when its method returns.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._db = _connect(folder / "ledger.sqlite")
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.execute("PRAGMA foreign_keys = ON")
+        migrate(self._db)
+        self._attempt = 0
+        self._last_commit = time.monotonic()
+
+    def close(self) -> None:
+        """Commits and closes the database."""
+        self._commit()
+        self._db.close()
+
+    def begin_attempt(self, environment: Mapping[str, Any]) -> int:
+        """Records that this process takes the run up; returns its token. Trials left running become pending."""
+        process = f"{os.getpid()} on {socket.gethostname()}"
+        with self._transaction():
+            cursor = self._db.execute(
+                "INSERT INTO attempts (started, process, environment) VALUES (?, ?, ?)",
+                (_now(), process, _json(environment)),
+            )
+            self._attempt = int(cursor.lastrowid or 0)
+            self._db.execute("UPDATE trials SET status = 'pending' WHERE status = 'running'")
+        return self._attempt
+
+    def end_attempt(self, outcome: str) -> None:
+        """Records how this process left the run: `done`, `failed` or `interrupted`."""
+        with self._transaction():
+            self._db.execute(
+                "UPDATE attempts SET ended = ?, outcome = ? WHERE id = ?", (_now(), outcome, self._attempt)
+            )
+
+    def set_meta(self, **values: Any) -> None:
+        """Stores facts of the whole run, as JSON."""
+        with self._transaction():
+            rows = [(key, _json(value)) for key, value in values.items()]
+            self._db.executemany("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", rows)
+
+    def add_trials(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Adds trials that are not there yet; settings, training and parameters are stored as JSON."""
+        with self._transaction():
+            self._db.executemany(
+                "INSERT OR IGNORE INTO trials "
+                "(id, position, fleet, name, data, backbone, kind, settings, training, seed, parameters) VALUES "
+                "(:id, :position, :fleet, :name, :data, :backbone, :kind, :settings, :training, :seed, :parameters)",
+                [{**row, **{key: _json(row[key]) for key in ("settings", "training", "parameters")}} for row in rows],
+            )
+
+    def start_trial(self, trial: str) -> None:
+        """Marks a trial as running and forgets an earlier failure."""
+        with self._transaction():
+            self._db.execute("UPDATE trials SET status = 'running', reason = NULL WHERE id = ?", (trial,))
+            self._note(trial, "started", "")
+
+    def record_step(self, event: Stepped) -> None:
+        """Adds a step; a step that is repeated after a resume takes the place of the lost one."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (event.trial, event.step, self._attempt, event.epoch, _finite(event.loss), event.learning_rate,
+             _finite(event.gradient_norm), event.texts, event.tokens),
+        )  # fmt: skip
+        self._db.execute(
+            "UPDATE trials SET step = ?, total_steps = ? WHERE id = ?", (event.step, event.total_steps, event.trial)
+        )
+        if time.monotonic() - self._last_commit > COMMIT_SECONDS:
+            self._commit()
+
+    def record_evaluation(self, event: Evaluated) -> None:
+        """Adds every metric of one evaluation."""
+        with self._transaction():
+            self._db.executemany(
+                "INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?, ?, ?)",
+                [(event.trial, event.step, name, _finite(value), event.epoch, event.best)
+                 for name, value in event.metrics.items()],
+            )  # fmt: skip
+
+    def finish_trial(self, event: Finished, peak_bytes: int, bundle_bytes: int | None) -> None:
+        """Marks a trial as done. Its files are in the ledger before, so that a done trial is never without them."""
+        with self._transaction():
+            self._db.execute(
+                "UPDATE trials SET status = 'done', reason = NULL, step = ?, best_step = ?, stopped_early = ?, "
+                "seconds = ?, peak_bytes = ?, bundle_bytes = ? WHERE id = ?",
+                (event.steps, event.best_step, event.stopped_early, event.seconds, peak_bytes, bundle_bytes,
+                 event.trial),
+            )  # fmt: skip
+            self._note(event.trial, "finished", "")
+
+    def fail_trial(self, trial: str, reason: str) -> None:
+        """Marks a trial as failed, with its reason."""
+        with self._transaction():
+            self._db.execute("UPDATE trials SET status = 'failed', reason = ? WHERE id = ?", (reason, trial))
+            self._note(trial, "failed", reason)
+
+    def add_artifact(self, path: Path, kind: str, trial: str | None = None) -> None:
+        """Records a file of the run folder with its size and SHA-256."""
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        name = path.relative_to(self.folder).as_posix()
+        with self._transaction():
+            row = (name, trial, kind, path.stat().st_size, digest)
+            self._db.execute("INSERT OR REPLACE INTO artifacts VALUES (?, ?, ?, ?, ?)", row)
+
+    def note(self, kind: str, detail: str, trial: str | None = None) -> None:
+        """Adds a line to the run's diary."""
+        with self._transaction():
+            self._note(trial, kind, detail)
+
+    def statuses(self) -> dict[str, str]:
+        """Returns each trial's status by id."""
+        return {row["id"]: row["status"] for row in self._db.execute("SELECT id, status FROM trials ORDER BY position")}
+
+    def meta(self) -> dict[str, Any]:
+        """Returns the facts of the whole run."""
+        return {row["key"]: json.loads(row["value"]) for row in self._db.execute("SELECT key, value FROM meta")}
+
+    def trial_keys(self) -> list[tuple[str, str]]:
+        """Returns id and name of each trial in order."""
+        return [(row["id"], row["name"]) for row in self._db.execute("SELECT id, name FROM trials ORDER BY position")]
+
+    def _note(self, trial: str | None, kind: str, detail: str) -> None:
+        row = (self._attempt, _now(), trial, kind, detail)
+        self._db.execute("INSERT INTO events (attempt, time, trial, kind, detail) VALUES (?, ?, ?, ?, ?)", row)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Commits what is done inside, and the steps before it. A process whose attempt is not the newest may not."""
+        try:
+            yield
+            newest = self._db.execute("SELECT coalesce(max(id), 0) FROM attempts").fetchone()[0]
+            if self._attempt and newest != self._attempt:
+                raise RunError(f"{self.folder} was taken over by another process; this one stops and writes nothing")
+        except BaseException:
+            self._db.rollback()
+            raise
+        self._commit()
+
+    def _commit(self) -> None:
+        self._db.commit()
+        self._last_commit = time.monotonic()
+
+
+class LedgerReader:
+    """Reads a run's database, also while its writer is at work.
+
+    Raises:
+        UserError: If `folder` holds no run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "ledger.sqlite"
+        if not path.is_file():
+            raise UserError(
+                f"{folder} holds no run (it has no ledger.sqlite).\nType: fleetune run RECIPE --out {folder}"
+            )
+        self._db = _connect(path, read_only=True)
+        check_version(self._db)
+
+    def __enter__(self) -> LedgerReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+
+    def rows(self, query: str, *values: Any) -> list[Row]:
+        """Returns the rows of a SELECT statement."""
+        return self._db.execute(query, values).fetchall()
+
+    def meta(self) -> dict[str, Any]:
+        """Returns the facts of the whole run."""
+        return {row["key"]: json.loads(row["value"]) for row in self.rows("SELECT key, value FROM meta")}
+
+
+def _connect(path: Path, read_only: bool = False) -> sqlite3.Connection:
+    try:
+        if not read_only:
+            connection = sqlite3.connect(path, timeout=10.0)
+        else:
+            address = f"{path.resolve().as_uri()}?mode=ro"
+            writable = os.access(path.parent, os.W_OK)
+            # Without write access SQLite cannot make the shared index of a WAL database, and nobody writes there.
+            connection = sqlite3.connect(address if writable else f"{address}&immutable=1", uri=True, timeout=10.0)
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA user_version")
+    except sqlite3.DatabaseError as error:
+        raise UserError(f"{path} is not a readable ledger: {error}") from None
+    return connection
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

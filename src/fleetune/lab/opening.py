@@ -1,0 +1,137 @@
+"""Opens a run's folder: the first time everything that is asked for is frozen in it, later it must be the same."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import tomli_w
+
+from fleetune.data.gate import TooManyBadRowsError, quarantine_csv
+from fleetune.data.writing import write_text
+from fleetune.engine.checkpoint import write_whole
+from fleetune.errors import RecipeError
+from fleetune.lab.folder import RunFolder
+from fleetune.lab.inputs import Inputs, gather_inputs
+from fleetune.lab.ledger import Ledger
+from fleetune.lab.plan import Trial
+from fleetune.lab.recipe import Recipe, resolved
+from fleetune.runtime import environment
+
+
+def gather_for_run(recipe: Recipe, place: RunFolder) -> Inputs:
+    """Returns the run's inputs; bad records that stop it are listed in a file, since a message holds three.
+
+    Raises:
+        UserError: If the recipe, its data or a backbone cannot be used.
+    """
+    try:
+        return gather_inputs(recipe)
+    except TooManyBadRowsError as error:
+        path = place.path / "data" / "quarantine.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, quarantine_csv(error.quarantine))
+        error.args = (f"{error} All of them: {path}",)
+        raise
+
+
+@contextmanager
+def open_ledger(place: RunFolder, inputs: Inputs, command: str | None) -> Iterator[Ledger]:
+    """Yields the run's ledger with an attempt begun, and records how the attempt ends.
+
+    Raises:
+        RecipeError: If the folder holds another recipe's run.
+    """
+    ledger = Ledger(place.path)
+    try:
+        known = ledger.trial_keys()
+        if known and known != [(trial.id, trial.name) for trial in inputs.plan.trials]:
+            raise RecipeError(_other_recipe(place, inputs))
+        ledger.begin_attempt(environment())
+        try:
+            if not known:
+                _freeze(place, inputs, ledger, command)
+            yield ledger
+        except Exception:
+            ledger.end_attempt("failed")
+            raise
+        except BaseException:
+            ledger.end_attempt("interrupted")
+            raise
+        ledger.end_attempt("failed" if "failed" in ledger.statuses().values() else "done")
+    finally:
+        ledger.close()
+
+
+def _freeze(place: RunFolder, inputs: Inputs, ledger: Ledger, command: str | None) -> None:
+    frozen = resolved(inputs.recipe)
+    write_whole(place.recipe, tomli_w.dumps(frozen).encode())
+    facts: dict[str, Any] = {}
+    for name, prepared in inputs.prepared.items():
+        folder = place.data(name, len(inputs.prepared) == 1)
+        prepared.write(folder)
+        dataset = prepared.dataset
+        facts[name] = {
+            "folder": folder.relative_to(place.path).as_posix(),
+            "label_names": dataset.label_names,
+            "multi_label": dataset.multi_label,
+            "pairs": dataset.pairs is not None,
+            "hash": dataset.content_hash(),
+        }
+    ledger.set_meta(
+        name=inputs.recipe.name,
+        metric=inputs.recipe.metric,
+        command=command or f"fleetune run {shlex.quote(str(place.recipe))}",
+        data=facts,
+        recipe=frozen,
+    )
+    fleet_of = {trial.id: number for number, fleet in enumerate(inputs.plan.fleets) for trial in fleet.trials}
+    # The trials come last: a folder that has them has everything before.
+    ledger.add_trials(
+        _row(trial, position, fleet_of[trial.id], inputs) for position, trial in enumerate(inputs.plan.trials)
+    )
+
+
+def _row(trial: Trial, position: int, fleet: int, inputs: Inputs) -> dict[str, Any]:
+    return {
+        "id": trial.id,
+        "position": position,
+        "fleet": fleet,
+        "name": trial.name,
+        "data": trial.data.name,
+        "backbone": trial.backbone.name,
+        "kind": trial.method.kind,
+        "settings": trial.method.settings,
+        "training": trial.training.model_dump(mode="json"),
+        "seed": trial.seed,
+        "parameters": inputs.parameters[trial.id],
+    }
+
+
+def _other_recipe(place: RunFolder, inputs: Inputs) -> str:
+    """Returns the refusal of a folder that holds another run, with the first thing that differs."""
+    try:
+        old = _flat(tomllib.loads(place.recipe.read_text("utf-8")))
+    except (OSError, ValueError):
+        old = {}
+    new = _flat(json.loads(json.dumps(resolved(inputs.recipe))))
+    differing = [key for key in [*new, *old] if old.get(key) != new.get(key)]
+    what = f"{differing[0]} differs" if differing else "the texts of the data have changed since"
+    return (
+        f"{place.path} holds the run of another recipe ({what}).\n"
+        f"To go on with it type: fleetune run {shlex.quote(str(place.recipe))}; for a new run give another --out"
+    )
+
+
+def _flat(node: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(node, dict):
+        items = list(node.items())
+    elif isinstance(node, list) and any(isinstance(entry, dict) for entry in node):
+        items = list(enumerate(node))
+    else:
+        return {path: node}
+    return {k: v for key, value in items for k, v in _flat(value, f"{path}.{key}".strip(".")).items()}

@@ -1,0 +1,38 @@
+"""Counts what a method trains, from the backbone's shape alone."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from fleetune.methods.base import BackboneShape, Method
+
+
+class ParameterCounts(TypedDict):
+    """Numbers of parameters of one trial."""
+
+    adapter: int
+    head: int
+    trainable: int
+    total: int
+
+
+def count_parameters(method: Method, shape: BackboneShape) -> ParameterCounts:
+    """Returns the numbers for `method` on a backbone of this shape; `total` is of the model that is served.
+
+    Raises:
+        MethodError: If the method does not fit the backbone.
+    """
+    adapter = method.expected_parameters(shape)
+    added = sum(
+        spec.size
+        for site in method.sites(shape)
+        for spec in method.parameters(site).values()
+        if spec.initial != "frozen"
+    )
+    head = shape.head_parameters
+    return {
+        "adapter": adapter,
+        "head": head,
+        "trainable": adapter + head,
+        "total": shape.backbone_parameters + head + added,
+    }

@@ -1,0 +1,197 @@
+"""Multiplies a recipe out into trials, and puts trials that can train together into fleets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from fleetune.data.config import DataConfig
+from fleetune.engine.config import BackboneConfig, TrainingConfig
+from fleetune.errors import RecipeError
+from fleetune.lab.recipe import Configuration, Recipe
+from fleetune.methods.base import Method
+
+MAX_FLEET_TRIALS = 16
+ID_DIGITS = 12
+_SHORT = {"rank": "r", "learning_rate": "lr", "batch_size": "bs", "target_modules": "on"}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One fully resolved run.
+
+    Attributes:
+        id: Hash of everything that determines its result; names do not.
+        name: Name of its configuration; trials that differ in their seed alone share it.
+        data: Its data.
+        backbone: Its backbone.
+        method: The method with its settings.
+        training: How it is trained.
+        seed: Of data order, dropout, and initial adapter and head.
+    """
+
+    id: str
+    name: str
+    data: DataConfig
+    backbone: BackboneConfig
+    method: Method
+    training: TrainingConfig
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """Name and seed, for lines about this one trial."""
+        return f"{self.name} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class FleetPlan:
+    """Trials that train together: they share data, backbone and precision."""
+
+    trials: tuple[Trial, ...]
+
+    @property
+    def data(self) -> DataConfig:
+        """The data they share."""
+        return self.trials[0].data
+
+    @property
+    def backbone(self) -> BackboneConfig:
+        """The backbone they share."""
+        return self.trials[0].backbone
+
+    @property
+    def precision(self) -> str:
+        """The precision they share, as the recipe names it."""
+        return self.trials[0].training.precision
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every trial of a recipe, and the fleets that they train in."""
+
+    trials: tuple[Trial, ...]
+    fleets: tuple[FleetPlan, ...]
+
+
+def plan(
+    recipe: Recipe, data_hashes: Mapping[str, str] | None = None, max_fleet_trials: int = MAX_FLEET_TRIALS
+) -> Plan:
+    """Returns data × backbone × method × axes × seeds, in the order of the recipe.
+
+    Args:
+        recipe: What is asked for.
+        data_hashes: Content hash of each data set by name. A trial's identity is then the texts it sees, not where
+            their file lies.
+        max_fleet_trials: Most trials in one fleet.
+
+    Raises:
+        RecipeError: If two configurations are the same, or have the same name.
+    """
+    hashes = data_hashes or {}
+    names = _configuration_names(recipe)
+    trials = tuple(
+        Trial(
+            _trial_id(data, hashes.get(data.name), backbone, configuration, seed),
+            names[place],
+            data,
+            backbone,
+            configuration.method,
+            configuration.training,
+            seed,
+        )
+        for data in recipe.data
+        for backbone in recipe.backbones
+        for place, (configuration, seeds) in enumerate(_configurations(recipe))
+        for seed in seeds
+    )
+    _refuse_twins(trials)
+    return Plan(trials, _fleets(trials, max_fleet_trials))
+
+
+def _configurations(recipe: Recipe) -> list[tuple[Configuration, tuple[int, ...]]]:
+    return [(configuration, entry.seeds) for entry in recipe.methods for configuration in entry.configurations]
+
+
+def _configuration_names(recipe: Recipe) -> list[str]:
+    """Returns a name for each configuration: the method's, and the settings in which its namesakes differ."""
+    configurations = [configuration for configuration, _ in _configurations(recipe)]
+    facts = [
+        {**configuration.method.settings, **configuration.training.model_dump(mode="json")}
+        for configuration in configurations
+    ]
+    names = []
+    for configuration, own in zip(configurations, facts, strict=True):
+        namesakes = [
+            other
+            for other, one in zip(facts, configurations, strict=True)
+            if (one.base_name, one.method.kind) == (configuration.base_name, configuration.method.kind)
+        ]
+        varying = [key for key in own if any(other[key] != own[key] for other in namesakes)]
+        parts = [f"{_SHORT.get(key, key)}={_short_value(own[key])}" for key in varying]
+        names.append(" ".join([configuration.base_name, *parts]))
+    return names
+
+
+def _short_value(value: Any) -> str:
+    if value is None:
+        return "default"
+    if isinstance(value, list):
+        return "+".join(_short_value(entry) for entry in value)
+    if isinstance(value, float):
+        text = f"{value:.6g}"
+        if 0 < abs(value) < 0.01:
+            mantissa, _, exponent = f"{value:.5e}".partition("e")
+            text = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+        return text
+    return str(value)
+
+
+def _trial_id(
+    data: DataConfig, data_hash: str | None, backbone: BackboneConfig, configuration: Configuration, seed: int
+) -> str:
+    facts = {
+        "data": [data_hash, data.max_tokens] if data_hash else data.model_dump(mode="json", exclude={"name"}),
+        "backbone": backbone.model_dump(mode="json", exclude={"name"}),
+        "method": [configuration.method.kind, configuration.method.settings],
+        "training": configuration.training.model_dump(mode="json"),
+        "seed": seed,
+    }
+    canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:ID_DIGITS]
+
+
+def _refuse_twins(trials: Sequence[Trial]) -> None:
+    by_id: dict[str, Trial] = {}
+    by_label: dict[tuple[str, str, str], Trial] = {}
+    for trial in trials:
+        twin = by_id.setdefault(trial.id, trial)
+        if twin is not trial:
+            raise RecipeError(
+                f"'{twin.label}' and '{trial.label}' on {trial.data.name} and {trial.backbone.name} "
+                "are the same trial; remove one of them"
+            )
+        key = (trial.data.name, trial.backbone.name, trial.label)
+        twin = by_label.setdefault(key, trial)
+        if twin is not trial:
+            raise RecipeError(f"two methods are called '{trial.name}'; give each its own name = \"…\"")
+
+
+def _fleets(trials: Sequence[Trial], max_trials: int) -> tuple[FleetPlan, ...]:
+    groups: dict[tuple[str, str, str, str], list[Trial]] = {}
+    for trial in trials:
+        alone = "" if trial.method.shares_backbone else trial.id
+        key = (trial.data.name, trial.backbone.name, trial.training.precision, alone)
+        groups.setdefault(key, []).append(trial)
+    return tuple(FleetPlan(part) for group in groups.values() for part in _even_parts(group, max_trials))
+
+
+def _even_parts(trials: Sequence[Trial], max_trials: int) -> list[tuple[Trial, ...]]:
+    """Returns the trials in order in as few parts as the bound allows, none more than one trial larger than another."""
+    count = -(-len(trials) // max_trials)
+    borders = [len(trials) * part // count for part in range(count + 1)]
+    return [tuple(trials[start:end]) for start, end in pairwise(borders)]

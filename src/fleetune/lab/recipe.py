@@ -1,0 +1,287 @@
+"""What a user asks for: data, backbones, methods, training and seeds, read from TOML and checked key by key."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from fleetune import methods
+from fleetune.data.config import DataConfig
+from fleetune.engine.config import BackboneConfig, TrainingConfig
+from fleetune.errors import RecipeError
+from fleetune.lab.overrides import apply_overrides
+from fleetune.lab.validate import checked, refuse_unknown, takes_list, unknown_key
+from fleetune.methods.base import Method
+
+TABLES = ("data", "backbone", "training", "method")
+DEFAULT_SEEDS = 3
+EMBEDDED = "embedded:"
+
+Document = dict[str, Any]
+Named = TypeVar("Named", DataConfig, BackboneConfig)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One point of a method's grid: all that a trial needs besides data, backbone and seed.
+
+    Attributes:
+        base_name: The method's name in the recipe, or its kind.
+        method: The method with its settings.
+        training: How it is trained.
+    """
+
+    base_name: str
+    method: Method
+    training: TrainingConfig
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """One `[[method]]` of a recipe.
+
+    Attributes:
+        kind: Which method.
+        name: Its name in tables, where the recipe gives one.
+        seeds: One trial for each.
+        configurations: Every point of its grid, in the order of the recipe's lists.
+    """
+
+    kind: str
+    name: str | None
+    seeds: tuple[int, ...]
+    configurations: tuple[Configuration, ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe with every key known and every value checked.
+
+    Attributes:
+        base: Folder that relative paths start from.
+        data: The data sets, each with its own name.
+        backbones: The backbones, each with its own name.
+        methods: The methods with their grids.
+        document: The tables as they were read, overrides applied.
+        name: Name of the recipe: its file's stem.
+    """
+
+    base: Path
+    data: tuple[DataConfig, ...]
+    backbones: tuple[BackboneConfig, ...]
+    methods: tuple[MethodEntry, ...]
+    document: Document = field(repr=False)
+    name: str = "experiment"
+
+    @property
+    def metric(self) -> str:
+        """The metric that chooses the best checkpoint; one for the whole recipe."""
+        return self.methods[0].configurations[0].training.metric
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Returns the recipe in the TOML file `path`, with `--set` overrides applied.
+
+    Raises:
+        RecipeError: If the file is missing, is no TOML, or has an unknown key or a wrong value.
+    """
+    return recipe_from(apply_overrides(_read(path), overrides or []), path.parent, path.name, path.stem)
+
+
+def recipe_from(document: Document, base: Path, source: str, name: str = "experiment") -> Recipe:
+    """Returns the recipe in `document`, whose faults are reported as standing in `source`.
+
+    Raises:
+        RecipeError: If a table is missing, a key is unknown or a value is wrong.
+    """
+    for key in document:
+        if key not in TABLES:
+            hint = unknown_key(key, TABLES, "").split("; ", 1)[1]
+            raise RecipeError(f"{source}: [{key}] is not a known table; {hint}")
+    data = _named(document, "data", DataConfig, source, _data_name)
+    backbones = _named(document, "backbone", BackboneConfig, source, _backbone_name)
+    training = document.get("training", {})
+    if not isinstance(training, dict):
+        raise RecipeError(f"{source}: training is a table; write [training] above its keys")
+    refuse_unknown(training, [*TrainingConfig.model_fields, "seeds"], f"{source}: [training]")
+    entries = _tables(document, "method", source)
+    if not entries:
+        raise RecipeError(f'{source}: no method is given; add [[method]] and below it kind = "lora"')
+    found = tuple(
+        _method_entry(table, training, f"{source}: {place}", f"{source}: [training]") for place, table in entries
+    )
+    backbones = tuple(_found_from(base, backbone) for backbone in backbones)
+    return Recipe(base.resolve(), data, backbones, found, document, name)
+
+
+def resolved(recipe: Recipe) -> Document:
+    """Returns tables that give the same recipe from any folder and with any later version's defaults."""
+    return {
+        "data": [_absolute(config, recipe.base) for config in recipe.data],
+        "backbone": [config.model_dump(mode="json", exclude_none=True) for config in recipe.backbones],
+        "training": {"seeds": list(recipe.methods[0].seeds), "metric": recipe.metric},
+        "method": [_method_document(configuration, entry) for entry in recipe.methods
+                   for configuration in entry.configurations],
+    }  # fmt: skip
+
+
+def _read(path: Path) -> Document:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise RecipeError(f"{path} does not exist.\nType: fleetune init DATA_FILE, which writes a recipe") from None
+    except IsADirectoryError:
+        raise RecipeError(f"{path} is a folder; a recipe is a TOML file") from None
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is not UTF-8 (byte {error.start}); a recipe is a TOML file in UTF-8") from None
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path} is not TOML: {error}") from None
+
+
+def _tables(document: Document, key: str, source: str) -> list[tuple[str, Document]]:
+    """Returns each table under `key` with its place; `[key]` and `[[key]]` are both right."""
+    found = document.get(key, [])
+    if isinstance(found, dict):
+        return [(f"[{key}]", found)]
+    if not isinstance(found, list) or not all(isinstance(table, dict) for table in found):
+        raise RecipeError(f"{source}: {key} is a table; write [{key}] above its keys")
+    return [(f"[[{key}]] {number}", table) for number, table in enumerate(found, start=1)]
+
+
+def _named(document: Document, key: str, model: type[Named], source: str, name_of: Any) -> tuple[Named, ...]:
+    tables = _tables(document, key, source)
+    if not tables:
+        raise RecipeError(f"{source}: [{key}] is missing.\nType: fleetune init DATA_FILE, which writes a whole recipe")
+    configs = [checked(model, table, f"{source}: {place}") for place, table in tables]
+    named = tuple(
+        config if "name" in table else config.model_copy(update={"name": name_of(config)})
+        for config, (_, table) in zip(configs, tables, strict=True)
+    )
+    names = [config.name for config in named]
+    for name in names:
+        if names.count(name) > 1:
+            raise RecipeError(f"{source}: two entries of [[{key}]] are called '{name}'; give each its own name = \"…\"")
+    return named
+
+
+def _data_name(config: DataConfig) -> str:
+    where = config.hf or str(config.path or config.train)
+    return where.replace("/", "-") if config.hf else Path(where.removeprefix(EMBEDDED)).stem
+
+
+def _backbone_name(config: BackboneConfig) -> str:
+    return Path(config.model.removeprefix(EMBEDDED)).name or config.model
+
+
+def _found_from(base: Path, config: BackboneConfig) -> BackboneConfig:
+    """Returns the configuration with a model folder beside the recipe made absolute; any other name is a hub name."""
+    folder = base / Path(config.model).expanduser()
+    if config.model.startswith(EMBEDDED) or not folder.is_dir():
+        return config
+    return config.model_copy(update={"model": str(folder.resolve())})
+
+
+def _method_entry(table: Document, training: Document, place: str, training_place: str) -> MethodEntry:
+    kind, name = table.get("kind"), table.get("name")
+    if not isinstance(kind, str):
+        raise RecipeError(f"{place}.kind is missing; one of: {', '.join(methods.all_methods())}")
+    if name is not None and (not isinstance(name, str) or not name.strip()):
+        raise RecipeError(f"{place}.name = {name!r}: a string in quotes was expected")
+    method_class = _method_class(kind, place)
+    place = f"{place} ({kind})"
+    own = {key: value for key, value in table.items() if key not in ("kind", "name", "seeds")}
+    settings_fields, training_fields = method_class.Config.model_fields, TrainingConfig.model_fields
+    refuse_unknown(own, [*settings_fields, *training_fields, "kind", "name", "seeds"], place)
+    if "metric" in own or isinstance(training.get("metric"), list):
+        where = place if "metric" in own else training_place
+        raise RecipeError(f"{where}.metric: a recipe has one metric, so that its trials can be compared")
+    settings_grid = _grid({key: own[key] for key in own if key in settings_fields}, method_class.Config, place)
+    own_training = {key: own[key] for key in own if key in training_fields}
+    places = {key: place if key in own_training else training_place for key in TrainingConfig.model_fields}
+    training_grid = _grid(
+        {**{k: v for k, v in training.items() if k != "seeds"}, **own_training}, TrainingConfig, places
+    )
+    configurations = tuple(
+        Configuration(
+            name or kind,
+            _method(method_class, settings, place),
+            _training(fields, places),
+        )
+        for settings in settings_grid
+        for fields in training_grid
+    )
+    seeds_place = place if "seeds" in table else training_place
+    seeds = _seeds(table.get("seeds", training.get("seeds", DEFAULT_SEEDS)), seeds_place)
+    return MethodEntry(kind, name, seeds, configurations)
+
+
+def _method_class(kind: str, place: str) -> type[Method]:
+    try:
+        return methods.get(kind)
+    except RecipeError as error:
+        raise RecipeError(f"{place}.kind: {error}") from None
+
+
+def _method(method_class: type[Method], settings: Document, place: str) -> Method:
+    checked(method_class.Config, settings, place)
+    return method_class(**settings)
+
+
+def _training(fields: Document, places: Mapping[str, str]) -> TrainingConfig:
+    for key, value in fields.items():
+        checked(TrainingConfig, {key: value}, places[key])
+    return checked(TrainingConfig, fields, places["epochs"])
+
+
+def _grid(fields: Document, model: type[BaseModel], places: str | Mapping[str, str]) -> list[Document]:
+    """Returns every combination of the fields that are lists, the last one varying fastest."""
+    axes: list[list[Any]] = []
+    for key, value in fields.items():
+        values = _axis(value, takes_list(model.model_fields[key].annotation))
+        if not values:
+            place = places if isinstance(places, str) else places[key]
+            raise RecipeError(f"{place}.{key} = []: a value, or a list of values to try, was expected")
+        axes.append(values)
+    return [dict(zip(fields, point, strict=True)) for point in product(*axes)]
+
+
+def _axis(value: Any, is_list_by_nature: bool) -> list[Any]:
+    if not isinstance(value, list):
+        return [value]
+    if is_list_by_nature and value and not any(isinstance(entry, list) for entry in value):
+        return [value]
+    return value
+
+
+def _seeds(value: Any, place: str) -> tuple[int, ...]:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return tuple(range(value))
+    is_list = isinstance(value, list) and value and all(type(seed) is int and seed >= 0 for seed in value)
+    if not is_list or len(set(value)) != len(value):
+        raise RecipeError(f"{place}.seeds = {value!r}: a number of seeds, or a list of different seeds, was expected")
+    return tuple(value)
+
+
+def _absolute(config: DataConfig, base: Path) -> Document:
+    document = config.model_dump(mode="json", exclude_none=True)
+    for key in ("path", "train", "validation", "test"):
+        if key in document and not document[key].startswith(EMBEDDED):
+            document[key] = str((base / Path(document[key]).expanduser()).resolve())
+    return document
+
+
+def _method_document(configuration: Configuration, entry: MethodEntry) -> Document:
+    settings = {key: value for key, value in configuration.method.settings.items() if value is not None}
+    training = configuration.training.model_dump(mode="json", exclude_none=True, exclude={"metric"})
+    named = {} if entry.name is None else {"name": entry.name}
+    return {"kind": entry.kind, **named, **settings, **training, "seeds": list(entry.seeds)}

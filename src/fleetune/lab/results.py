@@ -1,0 +1,162 @@
+"""What a run's folder holds, as comparison and report read it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fleetune.compare.result import TrialResult, TrialStatus
+from fleetune.lab.folder import RunFolder
+from fleetune.lab.ledger import LedgerReader, Row
+from fleetune.lab.lock import is_locked
+from fleetune.lab.predictions import read_predictions
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """Everything a run left behind.
+
+    Attributes:
+        name: Name of the recipe.
+        folder: The run's folder.
+        recipe_text: The frozen recipe.
+        trials: The trials in the order of the recipe.
+        audits: The audit of each data set.
+        environment: The machine of the last attempt.
+        command: What repeats the run.
+        attempts: When each process took the run up, and how it left it.
+    """
+
+    name: str
+    folder: Path
+    recipe_text: str
+    trials: list[TrialResult]
+    audits: list[dict[str, Any]]
+    environment: dict[str, Any]
+    command: str
+    attempts: list[dict[str, Any]] = field(default_factory=list)
+
+
+def load_results(folder: Path) -> RunResults:
+    """Returns the results of the run in `folder`, also while it runs.
+
+    Raises:
+        UserError: If there is no run.
+        RunError: If a file of it is damaged.
+    """
+    place = RunFolder(folder)
+    with LedgerReader(folder) as ledger:
+        meta = ledger.meta()
+        alive = is_locked(folder)
+        attempts = [dict(row) for row in ledger.rows("SELECT * FROM attempts ORDER BY id")]
+        speeds = _speeds(ledger)
+        trials = [
+            _trial(row, place, ledger, meta, alive, speeds)
+            for row in ledger.rows("SELECT * FROM trials ORDER BY position")
+        ]
+    environment = json.loads(attempts[-1].pop("environment")) if attempts else {}
+    for attempt in attempts:
+        attempt.pop("environment", None)
+    return RunResults(
+        name=meta.get("name", folder.name),
+        folder=folder,
+        recipe_text=place.recipe.read_text("utf-8") if place.recipe.exists() else "",
+        trials=trials,
+        audits=[_audit(folder / facts["folder"]) for facts in meta.get("data", {}).values()],
+        environment=environment,
+        command=meta.get("command", ""),
+        attempts=attempts,
+    )
+
+
+def _trial(
+    row: Row,
+    place: RunFolder,
+    ledger: LedgerReader,
+    meta: dict[str, Any],
+    alive: bool,
+    speeds: dict[int, tuple[float, float]],
+) -> TrialResult:
+    data = meta["data"][row["data"]]
+    backbone = meta.get("backbones", {}).get(row["id"], {})
+    training = json.loads(row["training"])
+    done = row["status"] == "done"
+    texts, tokens = speeds.get(row["fleet"], (None, None))
+    return TrialResult(
+        id=row["id"],
+        data=row["data"],
+        backbone=row["backbone"],
+        method=row["name"],
+        kind=row["kind"],
+        settings=json.loads(row["settings"]),
+        seed=row["seed"],
+        status=_status(row["status"], alive),
+        metric=training["metric"],
+        label_names=data["label_names"],
+        multi_label=data["multi_label"],
+        training=training,
+        reason=row["reason"],
+        predictions=dict(read_predictions(place.predictions(row["id"]))) if done else {},
+        history=_history(ledger, row["id"]),
+        losses=[(step["step"], step["loss"]) for step in _steps(ledger, row["id"])],
+        parameters=json.loads(row["parameters"]),
+        seconds=row["seconds"] if done else None,
+        peak_bytes=row["peak_bytes"],
+        bundle_bytes=row["bundle_bytes"],
+        best_step=row["best_step"],
+        stopped_early=bool(row["stopped_early"]),
+        texts_per_second=texts,
+        tokens_per_second=tokens,
+        layout=backbone.get("layout"),
+        layout_reason=backbone.get("layout_reason"),
+        precision=backbone.get("precision"),
+        notes=list(backbone.get("notes", [])),
+    )
+
+
+def _status(stored: str, alive: bool) -> TrialStatus:
+    """Returns the status; a trial that runs in no living process waits to be taken up again."""
+    match stored:
+        case "done" | "failed":
+            return stored
+        case "running" if alive:
+            return "running"
+        case _:
+            return "pending"
+
+
+def _history(ledger: LedgerReader, trial: str) -> list[dict[str, Any]]:
+    history: dict[int, dict[str, Any]] = {}
+    query = "SELECT step, epoch, name, value, best FROM metrics WHERE trial = ? ORDER BY step, name"
+    for row in ledger.rows(query, trial):
+        entry = {"step": row["step"], "epoch": row["epoch"], "best": bool(row["best"]), "metrics": {}}
+        metrics = history.setdefault(row["step"], entry)["metrics"]
+        metrics[row["name"]] = float("nan") if row["value"] is None else row["value"]
+    return list(history.values())
+
+
+def _steps(ledger: LedgerReader, trial: str) -> list[Row]:
+    query = "SELECT step, loss FROM steps WHERE trial = ? AND loss IS NOT NULL ORDER BY step"
+    return ledger.rows(query, trial)
+
+
+def _speeds(ledger: LedgerReader) -> dict[int, tuple[float, float]]:
+    """Returns texts and tokens a second of each fleet; its trials' seconds are shares that add up to its own."""
+    counted = ledger.rows(
+        "SELECT fleet, sum(texts) AS texts, sum(tokens) AS tokens FROM steps JOIN trials ON trials.id = steps.trial "
+        "WHERE status = 'done' GROUP BY fleet"
+    )
+    taken = ledger.rows("SELECT fleet, sum(seconds) AS seconds FROM trials WHERE status = 'done' GROUP BY fleet")
+    seconds = {row["fleet"]: row["seconds"] for row in taken}
+    return {
+        row["fleet"]: (row["texts"] / seconds[row["fleet"]], row["tokens"] / seconds[row["fleet"]])
+        for row in counted
+        if seconds.get(row["fleet"])
+    }
+
+
+def _audit(folder: Path) -> dict[str, Any]:
+    path = folder / "audit.json"
+    return dict(json.loads(path.read_text("utf-8"))) if path.exists() else {}

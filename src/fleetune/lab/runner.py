@@ -1,0 +1,207 @@
+"""A run from the recipe to the predictions. Read from top to bottom it is a trial's whole life."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fleetune.data.dataset import Dataset
+from fleetune.data.tokens import Tokens
+from fleetune.engine.events import Evaluated, Event, Failed, Finished, Stepped
+from fleetune.engine.fleet import FleetData
+from fleetune.engine.trial import TrialSpec
+from fleetune.errors import UserError
+from fleetune.lab.executors.base import BackboneFacts, Executor, FleetJob
+from fleetune.lab.executors.local import LocalExecutor
+from fleetune.lab.folder import RunFolder
+from fleetune.lab.inputs import Inputs, tokens_for
+from fleetune.lab.ledger import Ledger
+from fleetune.lab.lock import RunLock
+from fleetune.lab.notices import FleetOpened, RunOpened, Said, Watch, unwatched
+from fleetune.lab.opening import gather_for_run, open_ledger
+from fleetune.lab.plan import FleetPlan, Trial
+from fleetune.lab.predictions import write_predictions
+from fleetune.lab.recipe import Recipe
+from fleetune.lab.signals import RunInterrupted, StopRequest
+from fleetune.lab.summary import RunSummary, Tally
+from fleetune.runtime import peak_bytes
+
+
+def run(
+    recipe: Recipe,
+    folder: Path,
+    watch: Watch = unwatched,
+    executor: Executor | None = None,
+    command: str | None = None,
+) -> RunSummary:
+    """Trains what of `recipe` is not trained yet, and writes predictions into `folder`.
+
+    Args:
+        recipe: What to train.
+        folder: The run's folder; made if absent, resumed if it holds this recipe's run.
+        watch: Is told what happens.
+        executor: Trains the fleets; in this process by default.
+        command: What the report says repeats the run.
+
+    Raises:
+        UserError: If the recipe, its data or a backbone cannot be used, or the folder holds another recipe's run.
+        RunLockedError: If another process works on the folder.
+        RunInterrupted: If Ctrl-C or SIGTERM stopped it; what was trained is saved.
+    """
+    started, place, tally = time.monotonic(), RunFolder(folder), Tally()
+    watch(Said("reading and auditing the data"))
+    inputs = gather_for_run(recipe, place)
+    folder.mkdir(parents=True, exist_ok=True)
+    with StopRequest() as stop, RunLock(folder), open_ledger(place, inputs, command) as ledger:
+        before = ledger.statuses()
+        watch(RunOpened(folder, inputs.plan, before, recipe.metric))
+        now = _Run(inputs, place, ledger, executor or LocalExecutor(), watch, stop, tally)
+        for number, fleet in enumerate(inputs.plan.fleets):
+            now.train(number, fleet)
+        after = ledger.statuses()
+    skipped = sum(status == "done" for status in before.values())
+    return RunSummary(
+        folder=folder,
+        done=sum(status == "done" for status in after.values()) - skipped,
+        failed=sum(status == "failed" for status in after.values()),
+        skipped=skipped,
+        seconds=time.monotonic() - started,
+        texts_per_second=tally.texts_per_second,
+        tokens_per_second=tally.tokens_per_second,
+        utilisation=tally.utilisation,
+        peak_bytes=peak_bytes(),
+    )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run whose folder is open."""
+
+    inputs: Inputs
+    place: RunFolder
+    ledger: Ledger
+    executor: Executor
+    watch: Watch
+    stop: StopRequest
+    tally: Tally
+
+    def train(self, number: int, fleet: FleetPlan) -> None:
+        """Trains the fleet's trials that are not done; what goes wrong in it stays in it."""
+        statuses = self.ledger.statuses()
+        todo = [trial for trial in fleet.trials if statuses[trial.id] != "done"]
+        if not todo:
+            return
+        self._stop_if_asked()
+        running = {trial.id for trial in todo}
+        try:
+            for event in self._events(number, fleet, todo):
+                if isinstance(event, Finished | Failed):
+                    running.discard(event.trial)
+        except (UserError, RunInterrupted):
+            raise
+        except Exception as error:  # noqa: BLE001  memory ran out, or a fault of ours: the other fleets go on
+            reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+            for trial in sorted(running):
+                self.ledger.fail_trial(trial, reason)
+                self.watch(Failed(trial, 0, reason))
+
+    def _events(self, number: int, fleet: FleetPlan, todo: list[Trial]) -> Iterator[Event]:
+        """Yields what happens in the fleet, each event after it is in the ledger."""
+        fleets = len(self.inputs.plan.fleets)
+        self.watch(Said(f"loading {fleet.backbone.name} for fleet {number + 1} of {fleets}"))
+        tokens = self._tokens(fleet)
+        started = self.executor.start(self._job(fleet, todo, tokens))
+        self._record_backbone(fleet, started.facts, tokens)
+        for trial in todo:
+            self.ledger.start_trial(trial.id)
+        ids = tuple(trial.id for trial in todo)
+        self.watch(FleetOpened(number, fleets, ids, fleet.backbone.name, started.facts))
+        shape = self.inputs.shapes[fleet.data.name, fleet.backbone.name]
+        method_of = {trial.id: trial.method for trial in todo}
+        tokens_of = {split: int(tokens.lengths[rows].sum()) for split, rows in self._dataset(fleet).splits.items()}
+        began = time.monotonic()
+        try:
+            for event in self._until_stopped(started.events):
+                self._record(event, self._dataset(fleet))
+                self.tally.count(event, shape, method_of[event.trial], tokens_of)
+                self.watch(event)
+                yield event
+        finally:
+            self.tally.count_time(time.monotonic() - began, started.facts.precision)
+
+    def _tokens(self, fleet: FleetPlan) -> Tokens:
+        """Returns the fleet's texts as tokens, and completes the audit with what they show."""
+        prepared = self.inputs.prepared[fleet.data.name]
+        folder = self.place.data(fleet.data.name, len(self.inputs.prepared) == 1)
+        tokens = tokens_for(prepared, fleet.backbone, fleet.data.max_tokens, folder / "tokens")
+        prepared.write(folder, prepared.audit.with_tokens(tokens.full_lengths, fleet.data.max_tokens))
+        for name in ("audit.json", "quarantine.csv", "splits.parquet"):
+            self.ledger.add_artifact(folder / name, "data")
+        return tokens
+
+    def _job(self, fleet: FleetPlan, todo: list[Trial], tokens: Tokens) -> FleetJob:
+        dataset = self._dataset(fleet)
+        return FleetJob(
+            backbone=fleet.backbone,
+            num_labels=dataset.num_labels,
+            precision=fleet.precision,
+            specs=tuple(TrialSpec(trial.id, trial.method, trial.training, trial.seed) for trial in todo),
+            data=FleetData(tokens, dataset.labels, dataset.splits),
+            checkpoints=self.place.trials,
+        )
+
+    def _record_backbone(self, fleet: FleetPlan, facts: BackboneFacts, tokens: Tokens) -> None:
+        known: dict[str, Any] = self.ledger.meta().get("backbones", {})
+        found = {**asdict(facts), "tokens": tokens.folder.relative_to(self.place.path).as_posix()}
+        self.ledger.set_meta(backbones={**known, **{trial.id: found for trial in fleet.trials}})
+
+    def _until_stopped(self, events: Iterator[Event]) -> Iterator[Event]:
+        """Yields the events; when the run is asked to stop, lets the fleet save itself first."""
+        try:
+            for event in events:
+                yield event
+                self._stop_if_asked()
+        finally:
+            close = getattr(events, "close", None)
+            if close is not None:
+                close()
+
+    def _stop_if_asked(self) -> None:
+        if self.stop.signal_number is not None:
+            raise RunInterrupted(
+                f"stopped; what was trained is saved in {self.place.path}.\n"
+                f"To go on type: fleetune run {shlex.quote(str(self.place.recipe))}",
+                self.stop.signal_number,
+            )
+
+    def _record(self, event: Event, dataset: Dataset) -> None:
+        match event:
+            case Stepped():
+                self.ledger.record_step(event)
+            case Evaluated():
+                self.ledger.record_evaluation(event)
+            case Failed():
+                self.ledger.fail_trial(event.trial, event.reason)
+            case Finished():
+                path = self.place.predictions(event.trial)
+                write_predictions(path, dataset, event.predictions)
+                self.ledger.add_artifact(path, "predictions", event.trial)
+                for saved in sorted(path.parent.glob("*/state*")):
+                    self.ledger.add_artifact(saved, saved.parent.name, event.trial)
+                self.ledger.finish_trial(event, peak_bytes(), _classifier_bytes(path.parent))
+
+    def _dataset(self, fleet: FleetPlan) -> Dataset:
+        return self.inputs.prepared[fleet.data.name].dataset
+
+
+def _classifier_bytes(trial: Path) -> int | None:
+    """Returns the size of the trained tensors as they are saved, None where nothing was saved."""
+    for name in ("best", "last"):
+        sizes = [file.stat().st_size for file in (trial / name).glob("*.safetensors")]
+        if sizes:
+            return sum(sizes)
+    return None

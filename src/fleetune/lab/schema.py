@@ -1,0 +1,115 @@
+"""The tables of a run's ledger, and how an older ledger becomes a newer one."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from fleetune.errors import UserError
+
+_VERSION_1 = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+
+CREATE TABLE trials (
+    id TEXT PRIMARY KEY,
+    position INTEGER NOT NULL,          -- order of the recipe
+    fleet INTEGER NOT NULL,
+    name TEXT NOT NULL,                 -- of its configuration
+    data TEXT NOT NULL,
+    backbone TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    settings TEXT NOT NULL,             -- JSON
+    training TEXT NOT NULL,             -- JSON
+    seed INTEGER NOT NULL,
+    parameters TEXT NOT NULL,           -- JSON: adapter, head, trainable, total
+    status TEXT NOT NULL DEFAULT 'pending' CHECK (status IN ('pending', 'running', 'done', 'failed')),
+    reason TEXT,                        -- of a failure
+    step INTEGER NOT NULL DEFAULT 0,
+    total_steps INTEGER,
+    best_step INTEGER,
+    stopped_early INTEGER,
+    seconds REAL NOT NULL DEFAULT 0,
+    peak_bytes INTEGER,
+    bundle_bytes INTEGER
+) STRICT;
+
+-- One row each time a process takes trials up; the newest one's id is the token without which nothing is written.
+CREATE TABLE attempts (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    started TEXT NOT NULL,
+    ended TEXT,
+    process TEXT NOT NULL,
+    outcome TEXT,                       -- done, failed, interrupted; NULL: it lives or was killed
+    environment TEXT NOT NULL           -- JSON
+) STRICT;
+
+CREATE TABLE steps (
+    trial TEXT NOT NULL REFERENCES trials (id),
+    step INTEGER NOT NULL,
+    attempt INTEGER NOT NULL REFERENCES attempts (id),
+    epoch REAL NOT NULL,
+    loss REAL,
+    learning_rate REAL NOT NULL,
+    gradient_norm REAL,
+    texts INTEGER NOT NULL,
+    tokens INTEGER NOT NULL,
+    PRIMARY KEY (trial, step)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE metrics (
+    trial TEXT NOT NULL REFERENCES trials (id),
+    step INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    value REAL,                         -- NULL: undefined
+    epoch REAL NOT NULL,
+    best INTEGER NOT NULL,
+    PRIMARY KEY (trial, step, name)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE events (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    attempt INTEGER NOT NULL REFERENCES attempts (id),
+    time TEXT NOT NULL,
+    trial TEXT,
+    kind TEXT NOT NULL,
+    detail TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE artifacts (
+    path TEXT PRIMARY KEY,              -- relative to the run folder
+    trial TEXT,
+    kind TEXT NOT NULL,
+    bytes INTEGER NOT NULL,
+    sha256 TEXT NOT NULL
+) STRICT;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_VERSION_1,)
+"""Script number n takes a ledger from version n to version n + 1; the version is SQLite's `user_version`."""
+
+SCHEMA_VERSION = len(MIGRATIONS)
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Brings the ledger to this version's schema, each migration whole or not at all.
+
+    Raises:
+        UserError: If the ledger was written by a newer version.
+    """
+    version = check_version(connection)
+    for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+        connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;")
+
+
+def check_version(connection: sqlite3.Connection) -> int:
+    """Returns the ledger's schema version.
+
+    Raises:
+        UserError: If it is newer than this version of Fleetune.
+    """
+    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    if version > SCHEMA_VERSION:
+        raise UserError(
+            f"the ledger has schema version {version}; this fleetune knows up to {SCHEMA_VERSION}.\n"
+            "Type: pip install --upgrade fleetune"
+        )
+    return version

@@ -1,0 +1,27 @@
+"""How much of the machine's matrix-product peak a run used."""
+
+from __future__ import annotations
+
+from math import prod
+
+from fleetune.methods.base import BackboneShape, Method
+
+
+def forward_operations(shape: BackboneShape) -> float:
+    """Returns floating-point operations of one token's forward pass: two for each weight of a layer's linear modules.
+
+    Attention's own products, norms and the head are left out; for short texts they are a few hundredths.
+    """
+    linear = (site for site in shape.sites if site.kind == "linear" and site.layer is not None)
+    return 2.0 * sum(prod(site.shapes["weight"]) for site in linear)
+
+
+def training_operations(shape: BackboneShape, method: Method) -> float:
+    """Returns floating-point operations of one token's training step, as the plain computation needs them.
+
+    A gradient through a frozen module costs as much as its forward pass, a gradient of its weights as much again.
+    """
+    passes = 1
+    if method.sites(shape):
+        passes = 2 if method.shares_backbone else 3
+    return passes * forward_operations(shape)

@@ -1,0 +1,164 @@
+"""The rules of the package, and that the check of them catches a bad file."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import fleetune
+from tools.check_package import MAX_LINES, check_file, forbidden_code, main
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src" / "fleetune"
+
+# Help, `init` and mistakes in a recipe must answer at once, so none of these may be imported for them.
+SLOW_IMPORTS = ["torch", "transformers", "peft", "pandas", "altair", "sklearn", "scipy", "pyarrow", "datasets"]
+QUICK_MODULES = [
+    "fleetune",
+    "fleetune.cli.app",
+    "fleetune.cli.entry",
+    "fleetune.data.config",
+    "fleetune.engine.config",
+    "fleetune.lab.recipe",
+    "fleetune.methods",
+    "fleetune.metrics",
+]
+
+DISTRIBUTIONS = {"markupsafe": "jinja2", "sklearn": "scikit-learn", "vl_convert": "vl-convert-python"}
+USED_WITHOUT_IMPORT = {"tokenizers"}  # by transformers, for every fast tokenizer
+
+
+def test_the_package_keeps_the_rules():
+    assert main([str(PACKAGE)]) == 0
+
+
+def test_a_folder_without_files_is_an_error(tmp_path):
+    assert main([str(tmp_path)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "top", "kept"),
+    [
+        (MAX_LINES, "", True),
+        (MAX_LINES + 1, "", False),
+        (MAX_LINES + 1, "# length: the table of architectures is one thing", True),
+        (MAX_LINES + 1, "# length:", False),
+    ],
+)
+def test_a_long_file_needs_a_reason(tmp_path, lines, top, kept):
+    file = tmp_path / "long.py"
+    file.write_text(top + "\n" + "x = 1\n" * (lines - 1))
+    assert (check_file(file) == []) == kept
+
+
+def test_a_reason_far_down_does_not_count(tmp_path):
+    file = tmp_path / "long.py"
+    file.write_text("x = 1\n" * MAX_LINES + "# length: too late\n")
+    assert check_file(file)
+
+
+def test_a_long_template_needs_a_reason_too(tmp_path):
+    file = tmp_path / "page.html"
+    file.write_text("<p>\n" * (MAX_LINES + 1))
+    assert check_file(file)
+    file.write_text("<!-- length: one page, one file -->\n" + "<p>\n" * MAX_LINES)
+    assert check_file(file) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "def f():\n    import pickle as p",
+        "from pickle import loads",
+        "import cloudpickle",
+        "import joblib",
+        "from joblib import load",
+        "import importlib\nimportlib.import_module('pickle')",
+        "__import__('pickle')",
+        "import torch\ntorch.load('x.pt')",
+        "import torch as t\nload = t.load",
+        "from torch import load",
+        "import torch.serialization\ntorch.serialization.load('x')",
+        "import torch\ngetattr(torch, 'load')('x')",
+        "import torch\ntorch.save({}, 'x.pt')",
+        "import pandas as pd\npd.read_pickle('x')",
+        "import numpy as np\nnp.load('x.npy', allow_pickle=True)",
+        "eval('1')",
+        "run = exec",
+        "import builtins\nbuiltins.eval('1')",
+        "load(path, trust_remote_code=True)",
+        "load(path, trust_remote_code=flag)",
+        "load(path, **{'trust_remote_code': True})",
+        "import subprocess\nsubprocess.run('ls', shell=True)",
+        "import os\nos.system('ls')",
+    ],
+)
+def test_code_that_runs_what_data_says_is_caught(source):
+    assert len(forbidden_code(source)) == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "model.eval()",
+        "'pickle and torch.load are forbidden'",
+        "from safetensors.torch import load_file\nload_file('x')",
+        "import json\njson.load(file)",
+        "import numpy as np\nnp.load('x.npy', allow_pickle=False)",
+        "load(path, trust_remote_code=False)",
+        "import subprocess\nsubprocess.run(['ls'])",
+        "import re\nre.compile('x')",
+    ],
+)
+def test_innocent_code_passes(source):
+    assert forbidden_code(source) == []
+
+
+def test_the_check_names_file_and_line(tmp_path, capsys):
+    (tmp_path / "bad.py").write_text("x = 1\nimport pickle\n")
+    assert main([str(tmp_path)]) == 1
+    assert "bad.py:2: import of pickle" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module", QUICK_MODULES)
+def test_help_and_recipe_errors_import_nothing_slow(module):
+    script = f"import sys, {module}\nprint(*(name for name in {SLOW_IMPORTS} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_the_version_is_the_same_everywhere():
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == fleetune.__version__
+
+
+def test_each_dependency_is_declared_and_used():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    base = {distribution(requirement) for requirement in project["dependencies"]}
+    optional = {distribution(one) for extra in project["optional-dependencies"].values() for one in extra}
+    imported = {DISTRIBUTIONS.get(module, distribution(module)) for module in third_party_imports()}
+    assert imported - base - optional == set()
+    assert base - imported - USED_WITHOUT_IMPORT == set()
+
+
+def distribution(requirement: str) -> str:
+    match = re.match(r"[\w.-]+", requirement)
+    assert match is not None
+    return match[0].replace("_", "-").lower()
+
+
+def third_party_imports() -> set[str]:
+    found = set()
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found.add(node.module.partition(".")[0])
+    return found - set(sys.stdlib_module_names) - {"fleetune"}

@@ -1,0 +1,220 @@
+"""A run over a fake fleet: what is recorded, what is skipped, what one failure leaves alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fleetune.compare.summary import compare
+from fleetune.engine.events import Evaluated, Event, Failed, Finished, Stepped
+from fleetune.errors import RecipeError, RunLockedError
+from fleetune.lab.executors.base import BackboneFacts, FleetJob, StartedFleet
+from fleetune.lab.export import choose_trial
+from fleetune.lab.lock import RunLock
+from fleetune.lab.notices import FleetOpened, Notice, RunOpened
+from fleetune.lab.predictions import read_predictions
+from fleetune.lab.recipe import Recipe, load_recipe
+from fleetune.lab.results import load_results
+from fleetune.lab.runner import run
+from fleetune.lab.signals import RunInterrupted
+from fleetune.lab.status import read_status
+
+STEPS = 4
+
+
+class FakeExecutor:
+    """Trains nothing: a trial's logits are right for `seed` in every ten texts more than half."""
+
+    def __init__(self, faults: dict[str, Any] | None = None) -> None:
+        self.faults = faults or {}
+        self.jobs: list[list[str]] = []
+        self.closed = 0
+
+    def start(self, job: FleetJob) -> StartedFleet:
+        self.jobs.append([spec.id for spec in job.specs])
+        return StartedFleet(BackboneFacts("packed", "tried", "fp32", "h", ("a note",)), self._events(job))
+
+    def _events(self, job: FleetJob) -> Iterator[Event]:
+        try:
+            running = list(job.specs)
+            for step in range(1, STEPS + 1):
+                for spec in list(running):
+                    fault = self.faults.get(spec.method.kind)
+                    if isinstance(fault, Exception) and step == 2:
+                        raise fault
+                    if fault == "nan" and step == 2:
+                        running.remove(spec)
+                        yield Failed(spec.id, 1, "the loss became nan at step 2")
+                        continue
+                    if callable(fault) and step == 2:
+                        fault()
+                    yield Stepped(spec.id, step, STEPS, step / STEPS, 1.0 / step, 1e-3, 1.0, 4, 40)
+                    yield Evaluated(spec.id, step, step / STEPS, {"accuracy": 0.5 + spec.seed / 10, "roc_auc": np.nan}, step == 2)
+            for spec in running:
+                yield Finished(spec.id, STEPS, 2, False, 1.0, self._predictions(job, spec.seed))
+        finally:
+            self.closed += 1
+
+    def _predictions(self, job: FleetJob, seed: int) -> dict[Any, Any]:
+        result = {}
+        for split in ("validation", "test"):
+            labels = np.asarray(job.data.labels[job.data.splits[split]])
+            right = np.arange(len(labels)) % 10 < 6 + seed
+            result[split] = np.eye(job.num_labels, dtype=np.float32)[np.where(right, labels, 1 - labels)] * 3
+        return result
+
+
+@pytest.fixture
+def recipe(write_recipe: Callable[..., Path]) -> Recipe:
+    return load_recipe(write_recipe())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "runs" / "quick"
+
+
+def test_a_run_leaves_what_the_design_names(recipe: Recipe, folder: Path):
+    notices: list[Notice] = []
+    summary = run(recipe, folder, notices.append, FakeExecutor())
+    assert summary.to_json()["trials"] == {"done": 4, "failed": 0, "skipped": 0}
+    for name in ("recipe.toml", "ledger.sqlite", "data/audit.json", "data/quarantine.csv", "data/tokens"):
+        assert (folder / name).exists(), name
+    assert len(list((folder / "trials").glob("*/predictions.parquet"))) == 4
+    opened = [notice for notice in notices if isinstance(notice, RunOpened | FleetOpened)]
+    assert len(opened) == 2 and isinstance(opened[0], RunOpened)
+
+    results = load_results(folder)
+    assert [(t.method, t.seed, t.status) for t in results.trials] == [
+        ("lora", 0, "done"), ("lora", 1, "done"), ("head", 0, "done"), ("head", 1, "done"),
+    ]  # fmt: skip
+    first = results.trials[0]
+    assert first.losses == [(step, pytest.approx(1 / step)) for step in range(1, STEPS + 1)]
+    assert [entry["best"] for entry in first.history] == [False, True, False, False]
+    assert np.isnan(first.history[0]["metrics"]["roc_auc"])
+    assert first.parameters == {"adapter": 512, "head": 66, "trainable": 578, "total": first.parameters["total"]}
+    assert (first.layout, first.precision, first.notes, first.best_step) == ("packed", "fp32", ["a note"], 2)
+    assert results.audits[0]["truncated"] == 0 and results.environment["packages"]["torch"]
+    row = compare(results.trials).row("head")
+    assert row.scores == {0: pytest.approx(0.625, abs=0.03), 1: pytest.approx(0.75, abs=0.06)}
+
+
+def test_predictions_are_of_each_splits_texts_in_their_order(recipe: Recipe, folder: Path):
+    run(recipe, folder, executor=FakeExecutor())
+    trial = load_results(folder).trials[1]
+    assert list(trial.predictions) == ["validation", "test"]
+    labels, logits = trial.predictions["test"]
+    assert logits.dtype == np.float32 and logits.shape == (len(labels), 2)
+    assert (logits.argmax(axis=1) == labels).mean() == (np.arange(len(labels)) % 10 < 7).mean()
+
+
+def test_running_again_trains_nothing_that_is_done(recipe: Recipe, folder: Path):
+    run(recipe, folder, executor=FakeExecutor())
+    again = FakeExecutor()
+    summary = run(recipe, folder, executor=again)
+    assert again.jobs == []
+    assert summary.to_json()["trials"] == {"done": 0, "failed": 0, "skipped": 4}
+    assert summary.texts_per_second is None
+    frozen = run(load_recipe(folder / "recipe.toml"), folder, executor=again)
+    assert frozen.skipped == 4
+
+
+def test_one_trials_failure_is_recorded_and_the_others_go_on(recipe: Recipe, folder: Path):
+    summary = run(recipe, folder, executor=FakeExecutor({"lora": "nan"}))
+    assert summary.to_json()["trials"] == {"done": 2, "failed": 2, "skipped": 0}
+    trials = load_results(folder).trials
+    assert [(t.method, t.status, t.reason) for t in trials[:2]] == [("lora", "failed", "the loss became nan at step 2")] * 2
+    assert [t.status for t in trials[2:]] == ["done", "done"]
+    retried = FakeExecutor()
+    assert run(recipe, folder, executor=retried).done == 2
+    assert retried.jobs == [[t.id for t in trials[:2]]]
+
+
+def test_a_fleet_that_breaks_down_leaves_other_fleets_alone(write_recipe: Callable[..., Path], folder: Path):
+    methods = [{"kind": "full"}, {"kind": "head"}]
+    recipe = load_recipe(write_recipe(method=methods))
+    executor = FakeExecutor({"full": MemoryError("no memory left")})
+    summary = run(recipe, folder, executor=executor)
+    assert (summary.done, summary.failed, executor.closed) == (2, 2, 3)
+    reasons = {t.reason for t in load_results(folder).trials if t.status == "failed"}
+    assert reasons == {"MemoryError: no memory left"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_between_events_and_the_run_goes_on_later(recipe: Recipe, folder: Path, number: int):
+    executor = FakeExecutor({"head": lambda: os.kill(os.getpid(), number)})
+    with pytest.raises(RunInterrupted, match="To go on type: fleetune run") as caught:
+        run(recipe, folder, executor=executor)
+    assert caught.value.exit_code == 128 + number
+    assert executor.closed == 1
+    status = read_status(folder)
+    assert not status.alive and status.counts["pending"] == 4
+    assert status.attempts[-1]["outcome"] == "interrupted"
+    assert status.trials[0].step == 2
+    assert run(recipe, folder, executor=FakeExecutor()).done == 4
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_another_recipe_is_refused_and_nothing_is_touched(write_recipe: Callable[..., Path], folder: Path):
+    recipe = load_recipe(write_recipe())
+    run(recipe, folder, executor=FakeExecutor())
+    before = read_status(folder).attempts
+    other = load_recipe(write_recipe(), ["training.learning_rate=0.5"])
+    with pytest.raises(RecipeError, match=r"learning_rate differs[^\n]*\n.*for a new run give another --out"):
+        run(other, folder, executor=FakeExecutor())
+    texts = recipe.base / "reviews.csv"
+    texts.write_text(texts.read_text() + "something quite new,pos\n")
+    with pytest.raises(RecipeError, match="texts of the data have changed"):
+        run(recipe, folder, executor=FakeExecutor())
+    assert read_status(folder).attempts == before
+
+
+def test_a_folder_at_work_is_refused(recipe: Recipe, folder: Path):
+    folder.mkdir(parents=True)
+    with RunLock(folder), pytest.raises(RunLockedError, match="fleetune status"):
+        run(recipe, folder, executor=FakeExecutor())
+
+
+def test_bad_records_that_stop_a_run_are_all_listed_in_a_file(write_recipe: Callable[..., Path], folder: Path):
+    path = write_recipe()
+    texts = path.parent / "reviews.csv"
+    texts.write_text(texts.read_text() + "".join(f"text {n},\n" for n in range(9)))
+    with pytest.raises(Exception, match="quarantine.csv"):
+        run(load_recipe(path), folder, executor=FakeExecutor())
+    assert len((folder / "data" / "quarantine.csv").read_text().splitlines()) == 10
+    assert not (folder / "ledger.sqlite").exists()
+
+
+def test_the_best_is_chosen_on_validation_by_configuration_then_by_seed(recipe: Recipe, folder: Path):
+    run(recipe, folder, executor=FakeExecutor())
+    results = load_results(folder)
+    best = choose_trial(results, "best")
+    assert (best.method, best.seed) == ("lora", 1)
+    assert choose_trial(results, "head").seed == 1
+    assert choose_trial(results, "head seed 0").seed == 0
+    assert choose_trial(results, results.trials[0].id[:6]).id == results.trials[0].id
+    with pytest.raises(Exception, match="did you mean 'lora'"):
+        choose_trial(results, "lroa")
+
+
+def test_multi_label_predictions_survive_the_file(tmp_path: Path):
+    from fleetune.data.dataset import Dataset
+    from fleetune.lab.predictions import write_predictions
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, (9, 11)).astype(np.uint8)
+    none = np.zeros(9, dtype=np.int64)
+    splits: Any = {"train": np.arange(3), "validation": np.array([7, 8]), "test": np.arange(3, 7)}
+    dataset = Dataset("d", ["x"] * 9, None, [str(n) for n in range(11)], labels, splits, none, none, ["f"])
+    logits: Any = {"validation": rng.normal(size=(2, 11)).astype(np.float32), "test": rng.normal(size=(4, 11)).astype(np.float32)}
+    write_predictions(tmp_path / "p.parquet", dataset, logits)
+    read = read_predictions(tmp_path / "p.parquet")
+    for split, values in logits.items():
+        assert (read[split][0] == labels[splits[split]]).all()
+        assert (read[split][1] == values).all() and read[split][1].dtype == np.float32
