@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -34,7 +34,10 @@ from fleetune.metrics import check_metric, probabilities_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-Texts = Sequence[str] | Sequence[tuple[str, str]] | NDArray[Any]
+Texts = Iterable[Any]
+"""Strings or pairs of strings in a list, an array, a Series or a frame."""
+Labels = Iterable[Any]
+"""A label a text, or several: see `TextClassifier.fit`."""
 PROBE_TEXTS = 32
 """Training texts that are kept, to compare logits with when the classifier is saved."""
 TRAINING_FIELDS = ("epochs", "learning_rate", "batch_size", "metric", "class_weights", "precision")
@@ -93,7 +96,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.metric = metric
         self.class_weights = class_weights
 
-    def fit(self, X: Texts, y: ArrayLike) -> Self:
+    def fit(self, X: Texts, y: Labels) -> Self:
         """Trains on texts and their labels.
 
         Args:
@@ -124,7 +127,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         )
         self.backbone_, self.method_, self.tokenizer_ = backbone, method, tokenizer
         self.classes_, self.label_names_, self.label_type_ = labels.classes, labels.names, labels.label_type
-        self.thresholds_ = np.full(len(labels.names), 0.5) if dataset.multi_label else None
+        self.thresholds_: NDArray[np.float64] | None = np.full(len(labels.names), 0.5) if dataset.multi_label else None
         self.pairs_, self.max_tokens_ = dataset.pairs is not None, self.max_tokens
         self._probe = _rows(texts, np.linspace(0, len(dataset) - 1, min(PROBE_TEXTS, len(dataset))).astype(np.int64))
         return self
@@ -185,7 +188,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return given.astype(np.int64)
         return [tuple(self.classes_[row].tolist()) for row in given]
 
-    def score(self, X: Texts, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+    def score(self, X: Texts, y: Labels, sample_weight: ArrayLike | None = None) -> float:
         """Returns the share of texts whose label is right; if multi-label, whose labels are all right."""
         from sklearn.metrics import accuracy_score
 
@@ -232,13 +235,13 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return difference
 
     @classmethod
-    def load(cls, folder: str | Path, *, backbone: str | None = None, precision: str = "auto") -> Self:
+    def load(cls, folder: str | Path, *, backbone: str | None = None, precision: str | None = None) -> Self:
         """Returns the classifier that a bundle holds, ready to predict.
 
         Args:
             folder: The bundle's folder.
             backbone: Where the backbone is now, if not where it was.
-            precision: Precision to predict in.
+            precision: Precision to predict in; that of the training if absent, bf16 only where it is fast.
 
         Raises:
             BundleError: If the bundle is damaged, or the backbone is not the one that it was trained on.
@@ -247,8 +250,10 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return cls._from_bundle(load_bundle(Path(folder)), backbone, precision)
 
     @classmethod
-    def _from_bundle(cls, bundle: Bundle, backbone: str | None, precision: str) -> Self:
+    def _from_bundle(cls, bundle: Bundle, backbone: str | None, precision: str | None) -> Self:
         manifest = bundle.manifest
+        if precision is None:
+            precision = "auto" if manifest.backbone.precision == "bf16" else manifest.backbone.precision
         names = (*TRAINING_FIELDS, "validation", "seed")
         known = {name: manifest.training[name] for name in names if name in manifest.training}
         method = get(manifest.method.kind)(**manifest.method.settings)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fleetune.errors import RecipeError
 from fleetune.lab.overrides import apply_overrides
-from fleetune.lab.recipe import Recipe, load_recipe, recipe_from, resolved
+from fleetune.lab.recipe import load_recipe, recipe_from, resolved
 
 MINIMAL: dict[str, Any] = {
     "data": {"path": "reviews.csv"},

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-MAX_CONFIG_BYTES = 1 << 20
+MAX_CONFIG_BYTES = 64 << 20
 MAX_TOKENIZER_BYTES = 512 << 20
 MAX_HEADER_BYTES = 16 << 20
 MAX_LAYERS = 1_000
@@ -187,7 +187,16 @@ def _shape(folder: Path, manifest: Manifest) -> BackboneShape:
         config = AutoConfig.from_pretrained(folder / name, trust_remote_code=False)
         with torch.device("meta"):
             model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, BackboneError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        OverflowError,
+        RuntimeError,
+        BackboneError,
+    ) as error:
         raise damaged(folder, f"{name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
     names = [config.id2label.get(index) for index in range(config.num_labels)]
     if names != manifest.labels:

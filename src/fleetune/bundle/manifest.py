@@ -16,7 +16,7 @@ from fleetune.errors import BundleError
 
 MANIFEST = "fleetune.json"
 FORMAT = 1
-MAX_MANIFEST_BYTES = 16 << 20
+MAX_MANIFEST_BYTES = 64 << 20
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 Form = Literal["adapter", "parameters", "merged"]
@@ -126,7 +126,7 @@ class Manifest(_Part):
     def to_bytes(self) -> bytes:
         """Returns the file's content: the fields, and the SHA-256 over them."""
         fields = self.model_dump(mode="json")
-        document = {**fields, "sha256": _digest(fields)}
+        document = {**fields, "sha256": digest_of(fields)}
         return (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
@@ -153,7 +153,7 @@ def read_manifest(folder: Path) -> Manifest:
             "Type: pip install --upgrade fleetune"
         )
     digest = document.pop("sha256", None)
-    if digest != _digest(document):
+    if digest != digest_of(document):
         raise damaged(folder, f"{MANIFEST} does not match its own checksum")
     try:
         return Manifest.model_validate(document)
@@ -175,6 +175,7 @@ def file_facts(path: Path) -> FileFacts:
     return FileFacts(bytes=path.stat().st_size, sha256=digest)
 
 
-def _digest(fields: dict[str, Any]) -> str:
+def digest_of(fields: dict[str, Any]) -> str:
+    """Returns the SHA-256 over the fields, however they are laid out in the file."""
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -160,6 +161,7 @@ def save_bundle(
         )
         write_whole(beside / MANIFEST, manifest.to_bytes())
         difference = None if probe is None else _prove(beside, contents, probe)
+        _sync(beside)
         beside.chmod(0o755)
         _put_in_place(beside, folder)
     finally:
@@ -289,6 +291,13 @@ def _prove(folder: Path, contents: _Contents, probe: Tokens) -> float:
     texts = probe_texts(probe)
     expected = full_precision_logits(contents.backbone, contents.method, contents.tensors, probe, texts)
     return verify_bundle(folder, contents.backbone, probe, expected, texts=texts)
+
+
+def _sync(folder: Path) -> None:
+    """Waits until the files are on the disk, so that the rename cannot come before them."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def _put_in_place(beside: Path, folder: Path) -> None:

@@ -20,6 +20,7 @@ from fleetune.lab.inputs import Inputs, gather_inputs
 from fleetune.lab.ledger import Ledger
 from fleetune.lab.plan import Trial
 from fleetune.lab.recipe import Recipe, resolved
+from fleetune.lab.signals import RunInterrupted
 from fleetune.runtime import environment
 
 
@@ -56,11 +57,9 @@ def open_ledger(place: RunFolder, inputs: Inputs, command: str | None) -> Iterat
             if not known:
                 _freeze(place, inputs, ledger, command)
             yield ledger
-        except Exception:
-            ledger.end_attempt("failed")
-            raise
-        except BaseException:
-            ledger.end_attempt("interrupted")
+        except BaseException as error:
+            stopped = isinstance(error, RunInterrupted | KeyboardInterrupt)
+            ledger.end_attempt("interrupted" if stopped else "failed")
             raise
         ledger.end_attempt("failed" if "failed" in ledger.statuses().values() else "done")
     finally:

@@ -37,7 +37,5 @@ class BitFit(Method):
         """Returns the output with the trial's bias in the place of the frozen one."""
         return output + (parameters["bias"] - call.frozen("bias"))
 
-    def merged(
-        self, parameters: Mapping[str, Tensor], site: Site, frozen: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def merged(self, parameters: Mapping[str, Tensor], site: Site, frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(parameters)

@@ -36,7 +36,5 @@ class Full(Method):
         """Returns the module's output with the trial's copy of its parameters."""
         return call.replaced(x, parameters)
 
-    def merged(
-        self, parameters: Mapping[str, Tensor], site: Site, frozen: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def merged(self, parameters: Mapping[str, Tensor], site: Site, frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(parameters)

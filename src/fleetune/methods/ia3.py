@@ -70,9 +70,7 @@ class IA3(Method):
         """Returns l ⊙ (W·x + b) for any other module."""
         return output if self.rescales_input(site) else output * parameters["ia3_l"]
 
-    def merged(
-        self, parameters: Mapping[str, Tensor], site: Site, frozen: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def merged(self, parameters: Mapping[str, Tensor], site: Site, frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns W with its columns rescaled for a feed-forward module; for any other its rows, and the bias."""
         vector = parameters["ia3_l"]
         if self.rescales_input(site):

@@ -65,9 +65,7 @@ class LoRA(Method):
         down = call.dropout(x, self.config.dropout) @ parameters["lora_A"].T
         return output + (down * (self.config.alpha / self.config.rank)) @ parameters["lora_B"].T
 
-    def merged(
-        self, parameters: Mapping[str, Tensor], site: Site, frozen: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def merged(self, parameters: Mapping[str, Tensor], site: Site, frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns W + (alpha / rank) · B·A."""
         update = parameters["lora_B"] @ parameters["lora_A"] * (self.config.alpha / self.config.rank)
         return {"weight": frozen["weight"] + update}

@@ -36,7 +36,5 @@ class Norm(Method):
         """Returns the norm of `x` with the trial's gain and bias."""
         return call.replaced(x, parameters)
 
-    def merged(
-        self, parameters: Mapping[str, Tensor], site: Site, frozen: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def merged(self, parameters: Mapping[str, Tensor], site: Site, frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(parameters)
