@@ -74,6 +74,18 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def is_busy() -> bool:
+    """Returns whether other programs take a good part of the cores.
+
+    Threads that wait for each other at every operation lose many times the share that others take, so this is worth
+    a warning. With one thread nobody waits, and it never is.
+    """
+    import torch
+
+    cores = os.cpu_count() or 1
+    return torch.get_num_threads() > 1 and os.getloadavg()[0] > 0.75 * cores
+
+
 def environment() -> dict[str, Any]:
     """Returns what another person needs to know of this machine to repeat a run."""
     import torch

@@ -162,7 +162,10 @@ def save_bundle(
         write_whole(beside / MANIFEST, manifest.to_bytes())
         difference = None if probe is None else _prove(beside, contents, probe)
         _sync(beside)
+        # safetensors and tempfile keep files to their owner; a bundle is there to be handed on.
         beside.chmod(0o755)
+        for file in beside.iterdir():
+            file.chmod(0o644)
         _put_in_place(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

@@ -73,7 +73,7 @@ def _convert_gguf(file: Path, target: Path) -> None:
     try:
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
         # The tensors are plain by now; transformers still takes the model for a quantised one, which it would not save.
-        model.hf_quantizer = None
+        model.hf_quantizer = None  # type: ignore[assignment]
         del model.config.quantization_config
         model.save_pretrained(beside)
         AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(beside)

@@ -143,5 +143,7 @@ def _warnings(inputs: Inputs, audits: dict[str, Audit], backbones: tuple[Backbon
     for entry in inputs.recipe.methods:
         if len(entry.seeds) < FEW_SEEDS:
             lines.append(f"{entry.name or entry.kind}: {len(entry.seeds)} seed(s) cannot show a spread; type seeds = 5")
-    lines += [note for facts in backbones for note in facts.notes]
+    for fleet, facts in zip(inputs.plan.fleets, backbones, strict=True):
+        if facts.layout == "padded":
+            lines.append(f"{fleet.backbone.name} trains in the padded layout, which is slower: {facts.layout_reason}")
     return list(dict.fromkeys(lines))

@@ -28,7 +28,7 @@ from fleetune.lab.predictions import write_predictions
 from fleetune.lab.recipe import Recipe
 from fleetune.lab.signals import RunInterrupted, StopRequest
 from fleetune.lab.summary import RunSummary, Tally
-from fleetune.runtime import peak_bytes
+from fleetune.runtime import is_busy, peak_bytes
 
 
 def run(
@@ -54,6 +54,8 @@ def run(
     """
     started, place, tally = time.monotonic(), RunFolder(folder), Tally()
     watch(Said("reading and auditing the data"))
+    if is_busy():
+        watch(Said("other programs keep this machine busy: training may be far slower; OMP_NUM_THREADS=1 may help"))
     inputs = gather_for_run(recipe, place)
     folder.mkdir(parents=True, exist_ok=True)
     with StopRequest() as stop, RunLock(folder), open_ledger(place, inputs, command) as ledger:
