@@ -106,6 +106,13 @@ def test_two_seeds_suffice_to_set_a_far_worse_configuration_apart() -> None:
     assert result.verdict.recommended == "bitfit"
 
 
+def test_what_never_comes_near_the_best_is_not_recommended_however_wide_the_spread() -> None:
+    result = comparison_of({"ia3": [0.79, 0.80], "full": [0.63, 0.82], "lora": [0.58, 0.72], "head": [0.60, 0.61]})
+    assert all(row.tied_with_best for row in result.rows), "two seeds and two wide rows tell nothing apart"
+    assert result.verdict.recommended == "ia3"
+    assert "more seeds would tell" in result.verdict.reason
+
+
 def test_seeds_without_any_spread_tie_only_equal_means() -> None:
     result = comparison_of({"lora": [0.9, 0.9], "bitfit": [0.9, 0.9], "head": [0.8, 0.8]})
     assert [row.tied_with_best for row in result.rows] == [True, True, False]

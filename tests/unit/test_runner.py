@@ -107,6 +107,18 @@ def test_a_run_leaves_what_the_design_names(recipe: Recipe, folder: Path):
     assert compare(results.trials).row("head").scores == pytest.approx(right)
 
 
+def test_a_folder_with_other_files_is_left_alone(recipe: Recipe, folder: Path):
+    folder.mkdir(parents=True)
+    (folder / "thesis.txt").write_text("four years")
+    with pytest.raises(RecipeError, match=r"holds no run, but other files, such as thesis\.txt"):
+        run(recipe, folder, executor=FakeExecutor())
+    assert [item.name for item in folder.iterdir()] == ["thesis.txt"]
+    (folder / "thesis.txt").rename(folder.parent / "thesis.txt")
+    assert run(recipe, folder, executor=FakeExecutor()).done == 4
+    with pytest.raises(RecipeError, match="is a file"):
+        run(recipe, folder.parent / "thesis.txt", executor=FakeExecutor())
+
+
 def test_predictions_are_of_each_splits_texts_in_their_order(recipe: Recipe, folder: Path):
     run(recipe, folder, executor=FakeExecutor())
     trial = load_results(folder).trials[1]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fleetune.cli.output import print_note, safe
-from fleetune.cli.words import duration, number
+from fleetune.cli.words import counted, duration, number
 from fleetune.engine.events import Evaluated, Failed, Finished, Stepped
 from fleetune.lab.notices import FleetOpened, Notice, RunOpened, Said, Watch
 
@@ -146,10 +146,11 @@ class PlainLines:
             case RunOpened():
                 done = sum(status == "done" for status in notice.statuses.values())
                 skipped = f", {done} done before" if done else ""
-                self._print(f"{len(notice.plan.trials)} trials in {len(notice.plan.fleets)} fleets{skipped}")
+                trials, fleets = len(notice.plan.trials), len(notice.plan.fleets)
+                self._print(f"{counted(trials, 'trial')} in {counted(fleets, 'fleet')}{skipped}")
             case FleetOpened():
                 facts = notice.facts
-                self._print(f"{self.view.message} ({facts.precision}): {len(notice.trials)} trials")
+                self._print(f"{self.view.message} ({facts.precision}): {counted(len(notice.trials), 'trial')}")
             case Evaluated():
                 value = number(notice.metrics.get(self.view.metric))
                 best = " (best)" if notice.best else ""

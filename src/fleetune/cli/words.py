@@ -34,6 +34,11 @@ def number(value: float | None, digits: int = 4) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
+def counted(value: int, noun: str) -> str:
+    """Returns the number with its noun: `1 trial`, `2 trials`."""
+    return f"{value:,} {noun}" if value == 1 else f"{value:,} {noun}s"
+
+
 def count(value: int | None) -> str:
     """Returns the number with separators between thousands."""
     return "–" if value is None else f"{value:,}"

@@ -63,10 +63,17 @@ def verdict_on(rows: Sequence[Row], metric: str, split: str) -> Verdict:
             "so no difference can be told from chance. Set seeds = 3 or more in the recipe.",
         )
     tied = [row for row in rows if row.tied_with_best and row.interval and not row.degenerate]
-    sound = [row for row in tied if not row.configuration.failed] or tied
+    near = [row for row in tied if _reaches(row, best, metric)]
+    sound = [row for row in near if not row.configuration.failed] or near
     cheapest = min(sound, key=_cost)
-    left_out = [row.name for row in tied if row not in sound and _cost(row) < _cost(cheapest)]
-    sentences = [_lead(cheapest, best, tied, superlative)]
+    left_out = [row.name for row in near if row not in sound and _cost(row) < _cost(cheapest)]
+    behind = [row.name for row in tied if row not in near]
+    sentences = [_lead(cheapest, best, near, superlative, alone=len(tied) == 1)]
+    if behind:
+        sentences.append(
+            f"So few seeds do not tell {best.name} from {', '.join(behind)} either, but every seed there is behind "
+            f"every seed of {best.name}: more seeds would tell."
+        )
     if left_out:
         sentences.append(f"Cheaper, but left out because some of its seeds failed: {', '.join(left_out)}.")
     return Verdict(None, cheapest.name, " ".join([*sentences, CAUTION]))
@@ -87,16 +94,27 @@ def _is_tied(row: Row, best: Row | None, spread: SeedSpread | None) -> bool:
     return row is best or spread is None or not spread.tells_apart(row, best)
 
 
-def _lead(cheapest: Row, best: Row, tied: Sequence[Row], superlative: str) -> str:
-    if len(tied) == 1:
+def _reaches(row: Row, best: Row, metric: str) -> bool:
+    """Returns whether some seed of `row` is as good as some seed of `best`.
+
+    A wide spread ties everything with the best; what never came near it is no candidate all the same.
+    """
+    own, other = row.scores.values(), best.scores.values()
+    return row is best or (min(own) <= max(other) if metric in MINIMISED else max(own) >= min(other))
+
+
+def _lead(cheapest: Row, best: Row, near: Sequence[Row], superlative: str, alone: bool) -> str:
+    if alone:
         return f"{best.name} has the {superlative}, beyond the spread over seeds of every other configuration."
+    if len(near) == 1:
+        return f"{best.name} has the {superlative}, and no other configuration's seeds come near it."
     if cheapest is best:
         return (
-            f"{best.name} has the {superlative} and trains the fewest parameters of the {len(tied)} configurations "
+            f"{best.name} has the {superlative} and trains the fewest parameters of the {len(near)} configurations "
             "that the spread over seeds does not tell apart."
         )
     return (
-        f"{cheapest.name} trains the fewest parameters of the {len(tied)} configurations that the spread over seeds "
+        f"{cheapest.name} trains the fewest parameters of the {len(near)} configurations that the spread over seeds "
         f"does not tell from {best.name}, which has the {superlative}."
     )
 

@@ -6,12 +6,31 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from fleetune.errors import RecipeError
+
 
 @dataclass(frozen=True)
 class RunFolder:
     """The paths of a run."""
 
     path: Path
+
+    def refuse_foreign(self) -> None:
+        """Does nothing if the folder is absent, empty or a run's.
+
+        Raises:
+            RecipeError: If it holds something else, which a run would mix with its own files.
+        """
+        if self.path.is_file():
+            raise RecipeError(f"{self.path} is a file; --out takes a folder for the run")
+        if not self.path.is_dir() or self.ledger.exists():
+            return
+        # A first start that was stopped by bad records, or by another process, leaves these alone.
+        foreign = sorted(item.name for item in self.path.iterdir() if item.name not in ("data", "ledger.lock"))
+        if foreign:
+            raise RecipeError(
+                f"{self.path} holds no run, but other files, such as {foreign[0]}.\nGive an empty folder: --out DIR"
+            )
 
     @property
     def recipe(self) -> Path:

@@ -53,6 +53,7 @@ def run(
         RunInterrupted: If Ctrl-C or SIGTERM stopped it; what was trained is saved.
     """
     started, place, tally = time.monotonic(), RunFolder(folder), Tally()
+    place.refuse_foreign()
     watch(Said("reading and auditing the data"))
     if is_busy():
         watch(Said("other programs keep this machine busy: training may be far slower; OMP_NUM_THREADS=1 may help"))
