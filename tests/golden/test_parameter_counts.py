@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fleetune.cli.entry import run_command_line
 from fleetune.engine.shape import shape_from_config
 from fleetune.methods import all_methods, get
 from tests.tiny import ARCHITECTURES, tiny_backbone, tiny_folder
@@ -37,23 +38,38 @@ def count(tmp_path: Path, config: dict[str, Any], kind: str, settings: dict[str,
     return get(kind)(**settings).expected_parameters(shape), shape.head_parameters
 
 
-@pytest.mark.parametrize(
-    ("kind", "settings", "trainable"),
-    [
-        ("lora", {"rank": 8}, 296_450),
-        ("lora", {"rank": 16}, 591_362),
-        ("lora", {"rank": 32}, 1_181_186),
-        ("lora", {"rank": 1, "target_modules": ["query"]}, 19_970),
-        ("lora", {"rank": 4, "target_modules": ["query"]}, 75_266),
-        ("lora", {"rank": 16, "target_modules": ["query"]}, 296_450),
-        ("bitfit", {}, 104_450),
-        ("head", {}, 1_538),
-        ("norm", {}, 25 * 2 * 768 + 1_538),
-        ("full", {}, 109_483_778),
-    ],
-)
+PUBLISHED: list[tuple[str, dict[str, Any], int]] = [
+    ("lora", {"rank": 8}, 296_450),
+    ("lora", {"rank": 16}, 591_362),
+    ("lora", {"rank": 32}, 1_181_186),
+    ("lora", {"rank": 1, "target_modules": ["query"]}, 19_970),
+    ("lora", {"rank": 4, "target_modules": ["query"]}, 75_266),
+    ("lora", {"rank": 16, "target_modules": ["query"]}, 296_450),
+    ("bitfit", {}, 104_450),
+    ("head", {}, 1_538),
+    ("norm", {}, 25 * 2 * 768 + 1_538),
+    ("full", {}, 109_483_778),
+]
+"""Trainable parameters over BERT-base with two labels, head included."""
+
+
+@pytest.mark.parametrize(("kind", "settings", "trainable"), PUBLISHED)
 def test_bert_base(tmp_path: Path, kind: str, settings: dict[str, Any], trainable: int) -> None:
     assert sum(count(tmp_path, BERT_BASE, kind, settings)) == trainable
+
+
+@pytest.mark.parametrize(("kind", "settings", "trainable"), PUBLISHED)
+def test_bert_base_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, settings: dict[str, Any], trainable: int
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(BERT_BASE))
+    method = json.dumps({"kind": kind, **settings})
+    arguments = ["methods", "--model", str(tmp_path), "--num-labels", "2", "--method", method, "--json"]
+    assert run_command_line(arguments) == 0
+    (found,) = json.loads(capsys.readouterr().out)["methods"]
+    assert found["kind"] == kind
+    assert found["parameters"]["trainable"] == trainable
+    assert found["parameters"]["adapter"] + found["parameters"]["head"] == trainable
 
 
 @pytest.mark.parametrize(
