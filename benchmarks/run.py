@@ -32,7 +32,7 @@ from fleetune.engine.fleet import Fleet, FleetData
 from fleetune.engine.source import find_folder
 from fleetune.engine.trial import TrialSpec
 from fleetune.methods.lora import LoRA
-from fleetune.runtime import environment, has_fast_bf16
+from fleetune.runtime import device, environment, has_fast_bf16
 
 BACKBONE = BackboneConfig(model="embedded:minilm")
 RANKS = (4, 8, 16)
@@ -143,6 +143,7 @@ def _trainer_trial(workload: Workload, rank: int, seed: int, bf16: bool) -> floa
             logging_strategy="no",
             disable_tqdm=True,
             bf16=bf16,
+            use_cpu=device().type == "cpu",
             seed=seed,
         )
         trainer = transformers.Trainer(
@@ -152,6 +153,7 @@ def _trainer_trial(workload: Workload, rank: int, seed: int, bf16: bool) -> floa
             eval_dataset=_rows(workload.data, "validation"),
             data_collator=transformers.DataCollatorWithPadding(load_tokenizer(BACKBONE)),
         )
+        trainer.remove_callback(transformers.PrinterCallback)
         started = time.perf_counter()
         trainer.train()
         return time.perf_counter() - started
