@@ -68,6 +68,8 @@ def test_bert_base_from_the_command_line(
     assert run_command_line(arguments) == 0
     (found,) = json.loads(capsys.readouterr().out)["methods"]
     assert found["kind"] == kind
+    assert settings.items() <= found["settings"].items()
+    assert all(option["default"] == get(kind)().settings[option["name"]] for option in found["options"])
     assert found["parameters"]["trainable"] == trainable
     assert found["parameters"]["adapter"] + found["parameters"]["head"] == trainable
 

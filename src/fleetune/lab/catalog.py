@@ -102,6 +102,7 @@ def _shape(model: Path, num_labels: int) -> BackboneShape:
 
 def _entry(method: Method, shape: BackboneShape | None, strict: bool) -> MethodEntry:
     fields = type(method).Config.model_fields
+    defaults = type(method).Config().model_dump(mode="json")
     parameters, misfit = None, None
     if shape is not None:
         try:
@@ -115,7 +116,7 @@ def _entry(method: Method, shape: BackboneShape | None, strict: bool) -> MethodE
         (type(method).__doc__ or "").strip().splitlines()[0],
         method.source,
         method.settings,
-        tuple(Option(name, method.settings[name], field.description or "") for name, field in fields.items()),
+        tuple(Option(name, defaults[name], field.description or "") for name, field in fields.items()),
         parameters,
         misfit,
     )
