@@ -93,7 +93,8 @@ def print_method(method: MethodEntry) -> None:
     print_line(f"{method.kind}: {method.summary}")
     print_line(f"    source: {method.source}")
     for option in method.options:
-        print_line(f"    {option.name} = {'(chosen by the model)' if option.default is None else option.default}")
+        value = method.settings[option.name]
+        print_line(f"    {option.name} = {'(chosen by the model)' if value is None else value}")
         print_line(f"        {option.help}")
     if method.parameters is not None:
         counts = method.parameters
