@@ -96,6 +96,7 @@ class Trial:
         self.totals = StepTotals()
         self.micro_step = 0
         self._saved_at = time.monotonic()
+        self._order: tuple[int, NDArray[np.int64]] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -128,9 +129,15 @@ class Trial:
     def step_texts(self) -> NDArray[np.int64]:
         """Returns the texts of the optimizer step under way: each epoch in an order drawn from seed and epoch."""
         epoch, position = divmod(self.progress.step, self.steps_per_epoch)
-        order = random_stream("order", self.spec.seed, epoch).permutation(len(self.train))
+        order = self._order_of(epoch)
         size = self.spec.training.batch_size * self.spec.training.gradient_accumulation_steps
         return self.train[order[position * size : (position + 1) * size]]
+
+    def _order_of(self, epoch: int) -> NDArray[np.int64]:
+        # Asked for at every micro-batch, and a permutation of a million texts takes as long as a step.
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, random_stream("order", self.spec.seed, epoch).permutation(len(self.train))
+        return self._order[1]
 
     def next_batch(self) -> tuple[NDArray[np.int64], int]:
         """Returns the texts of the next micro-batch, and how many texts its optimizer step has in all."""
