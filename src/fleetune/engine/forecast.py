@@ -7,13 +7,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fleetune.data.dataset import SplitName
 from fleetune.engine.config import TrainingConfig
+from fleetune.engine.operations import forward_operations, training_operations
 from fleetune.methods.base import BackboneShape, Method
 from fleetune.runtime import device, pick_precision, torch_dtype
 
@@ -68,21 +68,15 @@ def forecast_trial(
 def _operations(
     shape: BackboneShape, method: Method, training: TrainingConfig, mean_length: float, sizes: Mapping[SplitName, int]
 ) -> float:
-    """Returns floating-point operations: two a weight and token forward, as many backward, and again for gradients."""
-    weights = _weights_of_linear_sites(shape)
+    """Returns floating-point operations of training and every evaluation."""
     train = sizes["train"]
     steps_per_epoch = math.ceil(train / (training.batch_size * training.gradient_accumulation_steps))
     epochs = training.epochs if training.max_steps is None else training.max_steps / steps_per_epoch
     every = steps_per_epoch if training.evaluate_every == "epoch" else training.evaluate_every
     evaluations = math.ceil(epochs * steps_per_epoch / every)
     evaluated = sizes.get("validation", 0) * (evaluations + 1) + sizes.get("test", 0)
-    trains_weights = not method.shares_backbone
-    passes = 3 if trains_weights else 2 if method.sites(shape) else 1
-    return 2.0 * weights * mean_length * (passes * epochs * train + evaluated)
-
-
-def _weights_of_linear_sites(shape: BackboneShape) -> int:
-    return sum(prod(site.shapes["weight"]) for site in shape.sites if site.kind == "linear" and site.layer is not None)
+    trained = training_operations(shape, method) * epochs * train
+    return mean_length * (trained + forward_operations(shape) * evaluated)
 
 
 def _trained_bytes(shape: BackboneShape, method: Method, precision: str) -> float:

@@ -1,4 +1,4 @@
-"""How much of the machine's matrix-product peak a run used."""
+"""Floating-point operations of the plain computation, for forecasts and for the share of the peak a run used."""
 
 from __future__ import annotations
 
