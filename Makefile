@@ -13,7 +13,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 RAYON_NUM
 	TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup demo test test-all lint format bench clean
+.PHONY: help setup demo test test-all lint format bench bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -44,8 +44,11 @@ format: $(SYNCED)  ## sort imports, format, fix what can be fixed safely
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(SYNCED)  ## measure this machine
-	$(BIN)/python -m benchmarks.run
+bench: $(SYNCED)  ## measure this machine's processor; hours, BENCH="--rounds 1 --share 0.25" for less
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m benchmarks.run w1 w2 w3 w4 w5 $(BENCH)
+
+bench-gpu: $(SYNCED)  ## measure this machine's GPU
+	$(BIN)/python -m benchmarks.run w6 w7 w1 $(BENCH)
 
 clean:  ## remove what tools leave behind; .venv and runs stay
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist

@@ -1,189 +1,170 @@
-"""Training throughput of a fleet against `peft` + `transformers.Trainer`, in turns in one process.
+"""Speed and memory of Fleetune (C) against `peft` + `transformers.Trainer` (A, B, D), in turns on one machine.
 
-    python -m benchmarks.run [--texts 400] [--trials 6] [--rounds 3] [--json]
+    python -m benchmarks.run [w1 w2 …] [--contenders A,B,C,D] [--rounds N] [--share 1.0] [--json FILE] [--markdown FILE]
 
-Both train LoRA trials (ranks 4, 8, 16; further trials differ by seed) on the same tweets for one epoch in batches of
-16, evaluate on the same texts at its end, and save nothing. Trainer trains one trial after another with dynamic
-padding, in fp32 (A) and with bf16=True where the processor has it (B); Fleetune trains all of them together (C).
-Loading models and tokenising are left out on both sides.
+A: fp32, saved at each epoch's end, one trial after another. B: in bf16 where the device has it, nothing saved.
+D: B in several one-thread processes at once. `docs/benchmarks.md` says what is measured and what is left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
+import os
+import sys
 import tempfile
-import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
-from typing import Any
 
-import numpy as np
-import torch
-
-from fleetune.data.config import DataConfig
-from fleetune.data.prepare import prepare
-from fleetune.data.tokens import Tokens, tokenize
-from fleetune.engine.backbone import load_backbone, load_tokenizer
-from fleetune.engine.config import BackboneConfig, TrainingConfig
-from fleetune.engine.events import Finished
-from fleetune.engine.fleet import Fleet, FleetData
-from fleetune.engine.source import find_folder
-from fleetune.engine.trial import TrialSpec
-from fleetune.methods.lora import LoRA
-from fleetune.runtime import device, environment, has_fast_bf16
-
-BACKBONE = BackboneConfig(model="embedded:minilm")
-RANKS = (4, 8, 16)
-BATCH = 16
-LEARNING_RATE = 1e-3
-EVALUATED = 100
+from benchmarks.contenders import names, take_turn
+from benchmarks.inputs import Inputs, make_inputs, missing_feature
+from benchmarks.measure import begin_turn, layer_products, matrix_product_rate
+from benchmarks.results import Facts, Result
+from benchmarks.tables import Setting, markdown, plain
+from benchmarks.workloads import WORKLOADS, Workload
+from fleetune.errors import UserError
+from fleetune.runtime import device, environment, is_busy, pick_precision
 
 
-@dataclass(frozen=True)
-class Workload:
-    """What every contender trains: `trials` LoRA trials on the training texts of `data`."""
-
-    data: FleetData
-    trials: int
-
-    @property
-    def texts(self) -> int:
-        """Training texts of all trials together."""
-        return self.trials * len(self.data.splits["train"])
-
-    def rank_and_seed(self, trial: int) -> tuple[int, int]:
-        return RANKS[trial % len(RANKS)], trial // len(RANKS)
-
-
-def main() -> None:
+def main() -> int:
+    """Measures and prints; returns the exit status."""
+    # Before torch looks for devices: with several GPUs Trainer would use all of them, Fleetune one.
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     options = _options()
-    workload = _workload(options.texts, options.trials)
-    contenders = {"A": lambda: _trainer(workload, bf16=False), "C": lambda: _fleet(workload)}
-    if has_fast_bf16():
-        contenders["B"] = lambda: _trainer(workload, bf16=True)
-    seconds: dict[str, list[float]] = {name: [] for name in sorted(contenders)}
-    for _ in range(options.rounds):
-        for name in sorted(contenders):
-            seconds[name].append(contenders[name]())
-    _print(workload, {name: median(times) for name, times in seconds.items()}, options.json)
+    chosen = [WORKLOADS[name] for name in options.workloads or _default_names()]
+    for_gpu = [workload.name for workload in chosen if workload.device == "cuda"]
+    if for_gpu and device().type != "cuda":
+        _say(f"error: {', '.join(for_gpu)} need a CUDA device, and there is none here")
+        return 2
+    if is_busy():
+        _say("warning: other programs keep this machine busy; the figures will be worth little")
+    setting = _setting(options)
+    try:
+        results = list(_measure(chosen, options))
+    except UserError as error:
+        _say(f"error: {error}")
+        return 2
+    print(plain(setting, results))
+    if options.json:
+        options.json.write_text(json.dumps(_document(setting, results), indent=1) + "\n", encoding="utf-8")
+    if options.markdown:
+        with options.markdown.open("a", encoding="utf-8") as file:
+            file.write("\n" + markdown(setting, results))
+    return 0
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", type=int, default=400, help="training texts")
-    parser.add_argument("--trials", type=int, default=6, help="LoRA trials")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each contender; the median counts")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("workloads", nargs="*", choices=[*WORKLOADS], help="all that need no GPU if left out")
+    parser.add_argument("--contenders", type=_contenders, default=("A", "B", "C", "D"), help="such as A,C")
+    parser.add_argument("--rounds", type=_rounds, default=3, help="turns of each contender; the median counts")
+    parser.add_argument("--share", type=_share, default=1.0, help="share of the texts, above 0 and up to 1")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="append a dated section")
     return parser.parse_args()
 
 
-def _workload(texts: int, trials: int) -> Workload:
-    config = DataConfig.model_validate(
-        {
-            "path": "embedded:tweets",
-            "text": "text",
-            "label": "sentiment",
-            "where": {"confidence": ">= 0.9"},
-            "encoding_errors": "replace",
-            "sample": texts + EVALUATED,
-            "split": {"validation": EVALUATED / (texts + EVALUATED), "test": 0.0},
-        }
-    )
-    dataset = prepare(config, Path()).dataset
-    with tempfile.TemporaryDirectory() as cache:
-        tokens = tokenize(dataset, load_tokenizer(BACKBONE), 128, Path(cache), BACKBONE.model)
-        held = Tokens(np.array(tokens.input_ids), None, np.array(tokens.offsets), np.array(tokens.full_lengths), Path())
-    return Workload(FleetData(held, dataset.labels, dataset.splits), trials)
+def _default_names() -> list[str]:
+    return [workload.name for workload in WORKLOADS.values() if workload.device == "cpu"]
 
 
-def _fleet(workload: Workload) -> float:
-    """Returns the seconds in which Fleetune trains every trial."""
-    backbone = load_backbone(BACKBONE, 3)
-    training = TrainingConfig(epochs=1, batch_size=BATCH, learning_rate=LEARNING_RATE)
-    specs = []
-    for trial in range(workload.trials):
-        rank, seed = workload.rank_and_seed(trial)
-        specs.append(TrialSpec(f"trial-{trial}", LoRA(rank=rank), training, seed))
-    fleet = Fleet(backbone, specs, workload.data)
-    started = time.perf_counter()
-    finished = sum(isinstance(event, Finished) for event in fleet.train())
-    seconds = time.perf_counter() - started
-    if finished != workload.trials:
-        raise RuntimeError(f"{workload.trials - finished} trials did not finish")
-    return seconds
+def _contenders(text: str) -> tuple[str, ...]:
+    wanted = tuple(text.split(","))
+    if not set(wanted) <= set("ABCD"):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected some of A,B,C,D")
+    return wanted
 
 
-def _trainer(workload: Workload, bf16: bool) -> float:
-    """Returns the seconds in which `peft` + `Trainer` train every trial, one after another."""
-    return sum(_trainer_trial(workload, *workload.rank_and_seed(trial), bf16) for trial in range(workload.trials))
+def _rounds(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number from 1")
+    return int(text)
 
 
-def _trainer_trial(workload: Workload, rank: int, seed: int, bf16: bool) -> float:
-    import peft
-    import transformers
-
-    transformers.set_seed(seed)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    folder = find_folder(BACKBONE)
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
-    lora = peft.LoraConfig(task_type="SEQ_CLS", r=rank, lora_alpha=16, target_modules=["query", "value"])
-    with tempfile.TemporaryDirectory() as out:
-        arguments = transformers.TrainingArguments(
-            out,
-            num_train_epochs=1,
-            per_device_train_batch_size=BATCH,
-            per_device_eval_batch_size=64,
-            learning_rate=LEARNING_RATE,
-            eval_strategy="epoch",
-            save_strategy="no",
-            report_to=[],
-            logging_strategy="no",
-            disable_tqdm=True,
-            bf16=bf16,
-            use_cpu=device().type == "cpu",
-            seed=seed,
-        )
-        trainer = transformers.Trainer(
-            peft.get_peft_model(model, lora),
-            arguments,
-            train_dataset=_rows(workload.data, "train"),
-            eval_dataset=_rows(workload.data, "validation"),
-            data_collator=transformers.DataCollatorWithPadding(load_tokenizer(BACKBONE)),
-        )
-        trainer.remove_callback(transformers.PrinterCallback)
-        started = time.perf_counter()
-        trainer.train()
-        return time.perf_counter() - started
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0.0 < share <= 1.0:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above 0 and up to 1")
+    return share
 
 
-def _rows(data: FleetData, split: Any) -> Any:
-    tokens = data.tokens
-    return [
-        {
-            "input_ids": tokens.input_ids[tokens.offsets[text] : tokens.offsets[text + 1]].tolist(),
-            "labels": int(data.labels[text]),
-        }
-        for text in data.splits[split]
-    ]
-
-
-def _print(workload: Workload, seconds: dict[str, float], as_json: bool) -> None:
-    rates = {name: workload.texts / value for name, value in seconds.items()}
-    ratios = {f"{name}/C": seconds[name] / seconds["C"] for name in seconds if name != "C"}
-    if as_json:
-        print(json.dumps({"environment": environment(), "seconds": seconds, "texts_per_second": rates, **ratios}))
-        return
+def _setting(options: argparse.Namespace) -> Setting:
     machine = environment()
-    print(f"{machine['processor']}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"{workload.trials} LoRA trials, {len(workload.data.splits['train'])} texts each, batches of {BATCH}")
-    names = {"A": "peft + Trainer, fp32", "B": "peft + Trainer, bf16", "C": "Fleetune"}
-    for name, value in seconds.items():
-        print(f"{name}  {names[name]:22} {value:8.1f} s  {rates[name]:7.1f} texts/s")
-    print("   ".join(f"{name} = {value:.2f}" for name, value in ratios.items()))
+    machine["packages"]["accelerate"] = importlib.metadata.version("accelerate")
+    return Setting(
+        date=datetime.now(UTC),
+        environment=machine,
+        precision=pick_precision("auto"),
+        rounds=options.rounds,
+        share=options.share,
+        own_peaks=begin_turn(),
+        names=names(),
+    )
+
+
+def _measure(chosen: Sequence[Workload], options: argparse.Namespace) -> Iterator[Result]:
+    with tempfile.TemporaryDirectory() as scratch:
+        for workload in chosen:
+            lacking = missing_feature(workload)
+            if lacking:
+                _say(lacking)
+                continue
+            inputs = make_inputs(workload, options.share, Path(scratch))
+            result = Result(_facts(workload, inputs))
+            asked = [name for name in workload.contenders if name[0] in options.contenders]
+            for number, contender in turns(asked, options.rounds):
+                turn = take_turn(contender, inputs)
+                result.add(contender, turn)
+                _say(f"{workload.name} round {number} {contender}: {turn.seconds:.1f} s")
+            if result.turns:
+                yield replace(result, facts=_with_peak_of_now(result.facts, inputs))
+
+
+def turns(contenders: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
+    """Yields each round's number and its contenders in turn; every other round goes through them backwards."""
+    for number in range(1, rounds + 1):
+        for contender in contenders if number % 2 else reversed(contenders):
+            yield number, contender
+
+
+def _facts(workload: Workload, inputs: Inputs) -> Facts:
+    return Facts(
+        name=workload.name,
+        title=workload.title,
+        trials=len(inputs.trials),
+        texts=inputs.texts("train"),
+        tokens=inputs.tokens("train"),
+        evaluated=inputs.texts("validation"),
+        operations=inputs.operations,
+        products_per_second=matrix_product_rate(layer_products(inputs.shape)),
+        targets=tuple(target for target in workload.targets if target.device == device().type),
+    )
+
+
+def _with_peak_of_now(facts: Facts, inputs: Inputs) -> Facts:
+    # The higher of before and after: a peak that was disturbed would flatter the utilisation.
+    rate = matrix_product_rate(layer_products(inputs.shape))
+    return replace(facts, products_per_second=max(rate, facts.products_per_second))
+
+
+def _document(setting: Setting, results: Sequence[Result]) -> dict[str, object]:
+    return {
+        "date": setting.date.isoformat(timespec="seconds"),
+        "environment": setting.environment,
+        "precision": setting.precision,
+        "rounds": setting.rounds,
+        "share": setting.share,
+        "contenders": setting.names,
+        "workloads": [result.to_json() for result in results],
+    }
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

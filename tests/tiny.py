@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -17,7 +19,9 @@ from fleetune.engine.backbone import Backbone, load_backbone
 from fleetune.engine.config import BackboneConfig, TrainingConfig
 from fleetune.engine.fleet import FleetData
 from fleetune.engine.trial import TrialSpec
-from fleetune.methods import get
+from fleetune.errors import MethodError
+from fleetune.methods import all_methods, get
+from fleetune.methods.base import Method
 
 VOCABULARY = 100
 _COMMON: dict[str, Any] = {"vocab_size": VOCABULARY, "pad_token_id": 0, "initializer_range": 0.3}
@@ -47,6 +51,14 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "qwen3": _DECODER,
 }
 ARCHITECTURES = sorted(_FIELDS)
+REPRESENTATIVE = ("bert", "distilbert", "roberta", "modernbert", "llama", "gemma", "qwen2")
+"""Those on which exactness is tested at length; Llama's keys are grouped."""
+_VARIANTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("lora", {"rank": 2, "target_modules": ("all-linear",), "dropout": 0.1}, {"gradient_accumulation_steps": 2}),
+    ("ia3", {}, {"batch_size": 3, "class_weights": "balanced"}),
+    ("lora", {"rank": 16, "dropout": 0.5}, {"backbone_dropout": False, "head_dropout": 0.5}),
+    ("norm", {}, {"schedule": "cosine", "warmup_steps": 10, "learning_rate": 1e-2}),
+]
 
 
 @cache
@@ -105,10 +117,75 @@ def random_data(num_labels: int = 3, train: int = 40, multi_label: bool = False,
     return FleetData(random_tokens(total, seed), labels, splits)
 
 
+def learnable_data(num_labels: int = 3, train: int = 60, seed: int = 0) -> FleetData:
+    """Returns `random_data` in which every other token comes from the few that belong to the text's label."""
+    data = random_data(num_labels, train, seed=seed)
+    ids, offsets = data.tokens.input_ids, data.tokens.offsets
+    words = num_labels * np.random.default_rng(seed + 2).integers(1, 4, len(ids))
+    own = words + np.repeat(data.labels.astype(np.int64), data.tokens.lengths)
+    marked = np.arange(len(ids)) % 2 == 0
+    # The first or the last token may speak for the whole text.
+    marked[offsets[:-1]] = marked[offsets[1:] - 1] = True
+    marked_ids = np.where(marked, own, ids).astype(np.int32)
+    return FleetData(Tokens(marked_ids, None, offsets, data.tokens.full_lengths, Path()), data.labels, data.splits)
+
+
+def fitting_methods(backbone: Backbone) -> list[str]:
+    """Returns the kinds of all registered methods that can train on the backbone."""
+    return [kind for kind in all_methods() if _fits(get(kind)(), backbone)]
+
+
+def _fits(method: Method, backbone: Backbone) -> bool:
+    try:
+        method.sites(backbone.shape)
+    except MethodError:
+        return False
+    return True
+
+
 def spec(kind: str, seed: int = 0, settings: dict[str, Any] | None = None, **training: Any) -> TrialSpec:
     """Returns a short trial of a method; dropout as the model has it unless `training` says otherwise."""
     fields = {"batch_size": 4, "epochs": 1.0, "learning_rate": 1e-3, "metric": "accuracy", **training}
     return TrialSpec(f"{kind}-{seed}", get(kind)(**(settings or {})), TrainingConfig.model_validate(fields), seed)
+
+
+def mixed_specs(architecture: str, least: int = 8, **training: Any) -> list[TrialSpec]:
+    """Returns a trial of each method that can share the backbone, then variants until there are `least`."""
+    kinds = [kind for kind in fitting_methods(tiny_backbone(architecture)) if get(kind).shares_backbone]
+    settings: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+        *((kind, {"dropout": 0.2} if kind == "lora" else {}, {}) for kind in kinds),
+        *_VARIANTS,
+    ]
+    chosen = settings[: max(least, len(kinds))]
+    return [spec(kind, seed, own, **{**training, **extra}) for seed, (kind, own, extra) in enumerate(chosen)]
+
+
+@contextmanager
+def attached(
+    backbone: Backbone, trials: Mapping[int, tuple[Method, Mapping[str, torch.Tensor]]]
+) -> Iterator[dict[int, dict[str, torch.Tensor]]]:
+    """Puts trained tensors, named as `TrialParameters.state` names them, on the backbone; yields the heads by slot."""
+    for slot, (method, tensors) in trials.items():
+        by_site: dict[str, dict[str, torch.Tensor]] = {site.name: {} for site in method.sites(backbone.shape)}
+        for name, tensor in tensors.items():
+            site, separator, parameter = name.partition("::")
+            if separator:
+                by_site[site][parameter] = tensor
+        backbone.attach(slot, method, by_site)
+    try:
+        yield {
+            slot: {name: tensor for name, tensor in tensors.items() if "::" not in name}
+            for slot, (_, tensors) in trials.items()
+        }
+    finally:
+        for slot in trials:
+            backbone.detach(slot)
+
+
+def relative_difference(got: Any, expected: Any) -> float:
+    """Returns the largest difference of two arrays, relative to the largest value expected."""
+    difference, largest = np.abs(got - expected).max(initial=0.0), np.abs(expected).max(initial=0.0)
+    return float(difference / largest) if difference else 0.0
 
 
 def padded_inputs(tokens: Tokens, texts: Any, padding: int) -> dict[str, torch.Tensor]:

@@ -40,6 +40,25 @@ def _dropout(*rates: str) -> Stage:
 
 
 @dataclass(frozen=True)
+class Encoder:
+    """Where the parts of a post-norm encoder's layers are, below the backbone.
+
+    Attributes:
+        layers: The list of layers.
+        attention: The module of a layer that calls the attention function.
+        projections: Query, key and value below it.
+        output: The product below it that follows the attention function; empty where it lies outside.
+        sums: Modules of a layer that compute `LayerNorm(dropout(dense(x)) + residual)`.
+    """
+
+    layers: str
+    attention: str
+    projections: tuple[str, str, str]
+    output: str = ""
+    sums: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Architecture:
     """One family of models.
 
@@ -50,6 +69,8 @@ class Architecture:
         new: Modules of `stages` that a pretrained checkpoint lacks as a rule; loading one tells for sure.
         pool: Which token speaks for the text: `first`, `last`, or `config` (`classifier_pooling`: cls or mean).
         first_position_after_padding: Whether positions start at the padding id + 1 instead of 0.
+        encoder: Where the parts of a layer are, for families whose first token speaks and whose positions enter at
+            the embeddings alone; None for others.
     """
 
     base: str
@@ -58,6 +79,7 @@ class Architecture:
     new: tuple[str, ...]
     pool: Literal["first", "last", "config"] = "first"
     first_position_after_padding: bool = False
+    encoder: Encoder | None = None
 
 
 _BERT_ROLES: dict[str, Role] = {
@@ -79,11 +101,19 @@ _DECODER_ROLES: dict[str, Role] = {
 }
 _BERT_DROPOUT = _dropout("classifier_dropout", "hidden_dropout_prob")
 
+_BERT_ENCODER = Encoder(
+    layers="encoder.layer",
+    attention="attention.self",
+    projections=("query", "key", "value"),
+    sums=("attention.output", "output"),
+)
+
 _BERT = Architecture(
     base="bert",
     roles=_BERT_ROLES,
     stages=(_module("bert.pooler.dense"), _activation("tanh"), _BERT_DROPOUT, _module("classifier")),
     new=("classifier",),
+    encoder=_BERT_ENCODER,
 )
 _ROBERTA = Architecture(
     base="roberta",
@@ -97,6 +127,7 @@ _ROBERTA = Architecture(
     ),
     new=("classifier.dense", "classifier.out_proj"),
     first_position_after_padding=True,
+    encoder=_BERT_ENCODER,
 )
 _DECODER = Architecture(base="model", roles=_DECODER_ROLES, stages=(_module("score"),), new=("score",), pool="last")
 
@@ -119,6 +150,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             _module("classifier"),
         ),
         new=("pre_classifier", "classifier"),
+        encoder=Encoder("transformer.layer", "attention", ("q_lin", "k_lin", "v_lin"), output="out_lin"),
     ),
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
@@ -133,6 +165,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             _module("classifier.out_proj"),
         ),
         new=("classifier.dense", "classifier.out_proj"),
+        encoder=_BERT_ENCODER,
     ),
     "albert": Architecture(
         base="albert",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from fleetune.engine.architecture import Architecture, architecture_of
 from fleetune.engine.attention import PACKED, PADDED, register_attention
 from fleetune.engine.config import BackboneConfig
 from fleetune.engine.dropout import FleetDropout, ForwardState, Stream
+from fleetune.engine.encoder import speed_up_encoder
 from fleetune.engine.head import head_logits, pool
 from fleetune.engine.layout import Layout, Pack
 from fleetune.engine.parameters import SEPARATOR, ParameterPlan, kaiming_uniform, normal
@@ -71,6 +72,15 @@ class Backbone:
     def master_dtype(self) -> torch.dtype:
         """Type of trained tensors, loss and optimizer state."""
         return torch.float64 if self.precision == "float64" else torch.float32
+
+    @property
+    def pack_multiple(self) -> int:
+        """What the tokens of a pack are filled up to a multiple of.
+
+        On a processor each new number of rows in a bf16 product has code generated for it, which takes as long as
+        the product; so there are to be few numbers.
+        """
+        return 32 if self.precision == "bf16" and device().type == "cpu" else 1
 
     @property
     def max_positions(self) -> int | None:
@@ -164,12 +174,10 @@ class Backbone:
                 for segment in pack.segments
             }
         finally:
-            self.state.pack = None
+            self.state.end()
 
     def _hidden(self, pack: Pack) -> Tensor:
         base = self.model.get_submodule(self.architecture.base)
-        # Attention modules hand their dropout rate on only in training mode; all else is the same in both.
-        base.train(bool(self.state.streams))
         return run_base(base, pack, self._first_position, self.architecture)
 
 
@@ -180,28 +188,23 @@ def run_base(base: nn.Module, pack: Pack, first_position: int, architecture: Arc
         extra["token_type_ids"] = pack.type_ids
     if architecture.pool == "last":
         extra["use_cache"] = False
-    with _without_pooler(base):
-        output = base(
-            input_ids=pack.input_ids,
-            attention_mask=pack.attention_mask,
-            position_ids=pack.positions + first_position,
-            **extra,
-        )
+    output = _without_pooler(base)(
+        input_ids=pack.input_ids,
+        attention_mask=pack.attention_mask,
+        position_ids=pack.positions + first_position,
+        **extra,
+    )
     return output[0]  # type: ignore[no-any-return]
 
 
-@contextmanager
-def _without_pooler(base: nn.Module) -> Iterator[None]:
-    """Keeps the backbone from pooling: it would take a pack for one text. The pooler is a stage of the head here."""
-    pooler = base._modules.get("pooler")
-    if pooler is None:
-        yield
-        return
-    base._modules["pooler"] = None
-    try:
-        yield
-    finally:
-        base._modules["pooler"] = pooler
+def _without_pooler(base: nn.Module) -> nn.Module:
+    """Returns a module that computes as `base` but does not pool.
+
+    It would take a pack for one text: the pooler is a stage of the head here. Lanes share `base`, so it stays as it is.
+    """
+    replica = copy.copy(base)
+    replica.__dict__["_modules"] = {name: None if name == "pooler" else own for name, own in base._modules.items()}
+    return replica
 
 
 def load_backbone(config: BackboneConfig, num_labels: int, precision: str = "auto") -> Backbone:
@@ -226,11 +229,15 @@ def load_backbone(config: BackboneConfig, num_labels: int, precision: str = "aut
     model.requires_grad_(False)
     state = ForwardState()
     _prepare_modules(model, architecture, state)
+    if architecture.encoder is not None:
+        speed_up_encoder(model.get_submodule(architecture.base), architecture.encoder, state)
     register_attention()
     layout, reason = _choose_layout(config, model, architecture, state)
     set_layout(model, layout)
     _round(model.get_submodule(architecture.base), torch_dtype(precision))
     model.to(device())
+    # Attention modules hand their dropout rate on only in training mode; all else is the same in both.
+    model.get_submodule(architecture.base).train()
     return Backbone(
         config=config,
         model=model,

@@ -1,18 +1,17 @@
-"""Dropout whose masks depend on a trial's seed, step and place alone, never on its neighbours."""
+"""Dropout whose masks depend on a trial's seed, step and place alone, never on its neighbours or the layout."""
 
 from __future__ import annotations
 
+import hashlib
+import threading
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from math import prod
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from fleetune.runtime import random_words
+from fleetune.engine.kernels import masks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,49 +35,102 @@ class Stream:
     """Rate in the head in the place of the configuration's."""
 
 
-@dataclass
-class ForwardState:
-    """What every changed module of a backbone knows of the forward pass under way.
+@dataclass(frozen=True)
+class Threshold:
+    """A dropout rate as the masks know it."""
+
+    dropped: int
+    """Words below this are dropped."""
+    scale: float
+    """Factor of what is kept; with the rounded rate, so that the expectation is exactly 1."""
+
+    @classmethod
+    def of(cls, rate: float) -> Threshold:
+        """Returns the nearest threshold to `rate`."""
+        dropped = round(rate * LEVELS)
+        return cls(dropped, LEVELS / (LEVELS - dropped))
+
+
+class ForwardState(threading.local):
+    """What every changed module of a backbone knows of the forward pass under way; each thread has its own.
 
     Attributes:
         pack: Its input.
         streams: Each slot's dropout stream; empty in evaluation.
         calls: How often each place was passed, since some architectures share one module between layers.
+        full: What keys and values of a narrowed layer see: all tokens, where the rest sees one of each text.
     """
 
-    pack: Pack | None = None
-    streams: dict[int, Stream] = field(default_factory=dict)
-    calls: Counter[tuple[int, str]] = field(default_factory=Counter)
+    def __init__(self) -> None:
+        self.pack: Pack | None = None
+        self.streams: dict[int, Stream] = {}
+        self.calls: Counter[tuple[int, str]] = Counter()
+        self.full: Tensor | None = None
 
     def begin(self, pack: Pack, streams: dict[int, Stream]) -> None:
         """Sets the pack and the streams of the forward pass that begins."""
-        self.pack, self.streams = pack, streams
+        self.pack, self.streams, self.full = pack, streams, None
         self.calls.clear()
 
-    def words(self, slot: int, place: str) -> np.random.SFC64:
-        """Returns the random words for this passage of `place` by the trial in `slot`."""
-        stream = self.streams[slot]
-        call = self.calls[slot, place]
+    def end(self) -> None:
+        """Lets go of what the forward pass used."""
+        self.pack, self.full = None, None
+
+    def key(self, slot: int, place: str) -> int:
+        """Returns the 64-bit key of the masks for this passage of `place` by the trial in `slot`."""
+        stream, call = self.streams[slot], self.calls[slot, place]
         self.calls[slot, place] += 1
-        return random_words("dropout", stream.seed, stream.step, stream.micro_step, place, call)
+        return stream_key(stream, place, call)
 
     def drop(self, x: Tensor, rate: float, slot: int, place: str) -> Tensor:
-        """Returns one trial's `x` with dropout; `x` itself in evaluation or at rate 0."""
-        if rate == 0.0 or slot not in self.streams:
+        """Returns one trial's `x` `(…, width)` with dropout; `x` itself in evaluation or at rate 0."""
+        if rate == 0.0 or slot not in self.streams or self.pack is None:
             return x
-        return x * keep_mask(self.words(slot, place), x.shape, rate, x.dtype).to(x.device)
+        return apply_dropout(x, self.pack.rows_of(slot, x), self.key(slot, place), rate)
+
+    def backbone_rate(self, slot: int, rate: float) -> float:
+        """Returns the rate at which the backbone's own dropout acts on a trial."""
+        return rate if slot in self.streams and self.streams[slot].backbone else 0.0
 
 
-def keep_mask(words: np.random.SFC64, shape: Sequence[int], rate: float, dtype: torch.dtype) -> Tensor:
-    """Returns a mask of `shape`: 0 with probability `rate`, else 1 / (1 - rate) (Srivastava et al., 2014).
+def stream_key(stream: Stream, place: str, call: int = 0) -> int:
+    """Returns the 64-bit key of the masks at one place in one forward pass."""
+    facts = f"dropout\x1f{stream.seed}\x1f{stream.step}\x1f{stream.micro_step}\x1f{place}\x1f{call}"
+    return int.from_bytes(hashlib.blake2b(facts.encode(), digest_size=8).digest(), "little")
+
+
+def apply_dropout(x: Tensor, rows: Tensor, key: int, rate: float) -> Tensor:
+    """Returns `x` `(*rows.shape, width)` with dropout: the mask of `key` at `rows`."""
+    if x.device.type == "cpu":
+        result: Tensor = _Dropout.apply(x, rows, key, Threshold.of(rate))
+        return result
+    return x * keep_mask(key, rows, x.shape[-1], rate, x.dtype)
+
+
+def keep_mask(key: int, rows: Tensor, width: int, rate: float, dtype: torch.dtype) -> Tensor:
+    """Returns a mask `(*rows.shape, width)`: 0 with probability `rate`, else 1 / (1 - rate) (Srivastava et al., 2014).
 
     Both follow the rate rounded to 1/65536, so the expectation is exactly 1.
     """
-    dropped = round(rate * LEVELS)
-    size = prod(shape)
-    raw = words.random_raw(-(-size // 4)).view(np.int16)[:size]
-    keep = torch.from_numpy(raw).view(tuple(shape)) >= dropped - LEVELS // 2
-    return keep.to(dtype).mul_(LEVELS / (LEVELS - dropped))
+    threshold = Threshold.of(rate)
+    if rows.device.type == "cpu":
+        ones = torch.ones((), dtype=dtype).expand(*rows.shape, width)
+        return masks.dropout(ones, rows, key, threshold.dropped, threshold.scale)
+    keep = masks.torch_words(key, rows, width) >= threshold.dropped
+    return keep.to(dtype).mul_(threshold.scale)
+
+
+class _Dropout(torch.autograd.Function):
+    """Dropout that makes its mask again in the backward pass, where reading it would cost as much."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor, key: int, threshold: Threshold) -> Tensor:
+        ctx.mask = rows, key, threshold.dropped, threshold.scale
+        return masks.dropout(x, *ctx.mask)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return masks.dropout(gradients[0], *ctx.mask), None, None, None
 
 
 class FleetDropout(nn.Module):
@@ -102,14 +154,10 @@ class FleetDropout(nn.Module):
         pack, state = self.state.pack, self.state
         if self.p == 0.0 or pack is None or not state.streams:
             return x
-        if len(pack.segments) == 1:
-            slot = pack.segments[0].slot
-            return state.drop(x, self.p if state.streams[slot].backbone else 0.0, slot, self.place)
-        masks = []
-        for segment in pack.segments:
-            shape = (x.shape[0], len(segment.tokens), *x.shape[2:])
-            if state.streams[segment.slot].backbone:
-                masks.append(keep_mask(state.words(segment.slot, self.place), shape, self.p, x.dtype))
-            else:
-                masks.append(torch.ones(shape, dtype=x.dtype))
-        return x * torch.cat(masks, dim=1).to(x.device)
+        slots = [segment.slot for segment in pack.segments]
+        if len(slots) == 1:
+            return state.drop(x, state.backbone_rate(slots[0], self.p), slots[0], self.place)
+        pieces = x.split(pack.sizes_of(x), dim=1)
+        rates = [state.backbone_rate(slot, self.p) for slot in slots]
+        dropped = [state.drop(p, rate, slot, self.place) for p, rate, slot in zip(pieces, rates, slots, strict=True)]
+        return torch.cat(dropped, dim=1)

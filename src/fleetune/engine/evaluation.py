@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fleetune.data.tokens import Tokens
 from fleetune.engine.backbone import Backbone
+from fleetune.engine.lanes import lanes
 from fleetune.engine.layout import pack_texts
 from fleetune.engine.parameters import SEPARATOR
 from fleetune.methods.base import Method
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
     from fleetune.engine.trial import Trial
 
-TOKENS_IN_ONE_PASS = 8192
-"""Real tokens of one forward pass, all trials together."""
 SLOT_APART = -1
 """Slot of tensors that belong to no fleet."""
 
@@ -76,22 +75,45 @@ def logits_by_slot(
     lengths = tokens.lengths[texts]
     order = np.argsort(lengths, kind="stable")
     results: dict[int, NDArray[np.float32]] = {}
-    with torch.inference_mode():
-        for slots in _groups(backbone, list(heads)):
-            for rows in _batches(order, lengths, TOKENS_IN_ONE_PASS // len(slots)):
-                pack = pack_texts(tokens, [(slot, texts[rows]) for slot in slots], backbone.layout)
-                logits = backbone.logits(pack, {slot: dict(heads[slot]) for slot in slots}, {})
-                for slot, values in logits.items():
-                    if slot not in results:
-                        results[slot] = np.empty((len(texts), values.shape[1]), dtype=np.float32)
-                    results[slot][rows] = values.float().cpu().numpy()
+    passes = [
+        (slots, rows)
+        for slots in _groups(backbone, list(heads))
+        for rows in _batches(order, lengths, tokens_in_one_pass() // len(slots))
+    ]
+
+    def predict(item: tuple[list[int], NDArray[np.int64]]) -> dict[int, NDArray[np.float32]]:
+        slots, rows = item
+        with torch.inference_mode():
+            batches = [(slot, texts[rows]) for slot in slots]
+            pack = pack_texts(tokens, batches, backbone.layout, multiple=backbone.pack_multiple)
+            logits = backbone.logits(pack, {slot: dict(heads[slot]) for slot in slots}, {})
+            return {slot: values.float().cpu().numpy() for slot, values in logits.items()}
+
+    for (_, rows), logits in zip(passes, lanes().map(predict, passes), strict=True):
+        for slot, values in logits.items():
+            if slot not in results:
+                results[slot] = np.empty((len(texts), values.shape[1]), dtype=np.float32)
+            results[slot][rows] = values
     return results
 
 
-def _groups(backbone: Backbone, slots: list[int]) -> Iterator[list[int]]:
-    size = len(slots) if backbone.layout == "packed" else 1
-    for start in range(0, len(slots), max(1, size)):
-        yield slots[start : start + size]
+def tokens_in_one_pass() -> int:
+    """Returns how many real tokens one forward pass holds: on a processor as many as its caches like, on a GPU many."""
+    return 1536 if device().type == "cpu" else 16384
+
+
+def _groups(backbone: Backbone, slots: list[int]) -> list[list[int]]:
+    if shares_packs(backbone):
+        return [slots] if slots else []
+    return [[slot] for slot in slots]
+
+
+def shares_packs(backbone: Backbone) -> bool:
+    """Returns whether trials share a forward pass: on a GPU, whose products are faster the larger they are.
+
+    A core reaches its full rate at a few hundred tokens, and its caches hold no more.
+    """
+    return backbone.layout == "packed" and device().type != "cpu"
 
 
 def _batches(order: NDArray[np.int64], lengths: NDArray[np.int64], limit: int) -> Iterator[NDArray[np.int64]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -16,9 +17,10 @@ from numpy.typing import NDArray
 from fleetune.data.dataset import SplitName
 from fleetune.data.tokens import Tokens
 from fleetune.engine.backbone import Backbone
-from fleetune.engine.evaluation import predict_logits
+from fleetune.engine.evaluation import predict_logits, shares_packs
 from fleetune.engine.events import Evaluated, Event, Failed, Finished, Stepped
-from fleetune.engine.layout import pack_texts
+from fleetune.engine.lanes import lanes
+from fleetune.engine.layout import even_runs, pack_texts
 from fleetune.engine.loss import batch_loss, class_weights
 from fleetune.engine.trial import Trial, TrialSpec
 from fleetune.metrics import evaluate
@@ -27,6 +29,8 @@ from fleetune.runtime import device
 if TYPE_CHECKING:
     from torch import Tensor
 
+SLOTS = 1 << 20
+"""More than a fleet has trials: slots of the parts of a trial's batch lie this far apart."""
 SECONDS_BETWEEN_SAVES = 300.0
 """A trial whose evaluations lie further apart is saved this often besides."""
 
@@ -44,6 +48,32 @@ class FleetData:
     tokens: Tokens
     labels: NDArray[np.int64] | NDArray[np.uint8]
     splits: dict[SplitName, NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of the texts of one trial's micro-batch: all of them, or a lane's share.
+
+    Attributes:
+        trial: Whose.
+        number: Which part of the micro-batch.
+        start: Its first text.
+        texts: Its texts.
+        batch: The texts of the whole micro-batch.
+        step_texts: How many the optimizer step has.
+    """
+
+    trial: Trial
+    number: int
+    start: int
+    texts: NDArray[np.int64]
+    batch: NDArray[np.int64]
+    step_texts: int
+
+    @property
+    def slot(self) -> int:
+        """Where the deltas are attached that this part's gradients go to."""
+        return self.trial.slot + self.number * SLOTS
 
 
 class Fleet:
@@ -65,6 +95,7 @@ class Fleet:
             Trial(spec, slot, backbone, data.splits["train"], None if checkpoints is None else checkpoints / spec.id)
             for slot, spec in enumerate(specs)
         ]
+        self._attached: dict[int, int] = {}
         self._labels = torch.from_numpy(np.ascontiguousarray(data.labels)).to(device())
         train_labels = data.labels[data.splits["train"]]
         self._weights = {
@@ -100,11 +131,17 @@ class Fleet:
             for trial in running:
                 trial.save()
             for trial in self.trials:
-                self.backbone.detach(trial.slot)
+                self._detach(trial)
 
-    def _attach(self, trial: Trial) -> None:
-        by_site = {site.name: trial.parameters.at(site.name) for site in trial.spec.method.sites(self.backbone.shape)}
-        self.backbone.attach(trial.slot, trial.spec.method, by_site)
+    def _attach(self, trial: Trial, number: int = 0) -> None:
+        leaves, method = trial.parameters.leaves(number), trial.spec.method
+        by_site = {site.name: leaves.at(site.name) for site in method.sites(self.backbone.shape)}
+        self.backbone.attach(trial.slot + number * SLOTS, method, by_site)
+        self._attached[trial.slot] = number + 1
+
+    def _detach(self, trial: Trial) -> None:
+        for number in range(self._attached.pop(trial.slot, 0)):
+            self.backbone.detach(trial.slot + number * SLOTS)
 
     def _advance(self, running: list[Trial]) -> Generator[Event, None, list[Trial]]:
         """Makes one micro-batch of every trial, and the optimizer steps that it completes; returns who failed."""
@@ -128,26 +165,46 @@ class Fleet:
 
     def _backward(self, running: list[Trial]) -> dict[int, tuple[float, int, int]]:
         """Runs every trial's next micro-batch forward and backward; returns loss, texts and tokens by slot."""
-        groups = [running] if self.backbone.layout == "packed" else [[trial] for trial in running]
-        results: dict[int, tuple[float, int, int]] = {}
-        for group in groups:
-            batches = {trial.slot: trial.next_batch() for trial in group}
-            pack = pack_texts(
-                self.data.tokens, [(slot, texts) for slot, (texts, _) in batches.items()], self.backbone.layout
-            )
-            heads = {trial.slot: trial.parameters.head for trial in group}
-            streams = {trial.slot: trial.stream() for trial in group}
-            logits = self.backbone.logits(pack, heads, streams)
-            losses = {slot: self._loss(slot, logits[slot], *batches[slot]) for slot in batches}
-            torch.autograd.backward(list(losses.values()))
-            values = torch.stack(list(losses.values())).detach().tolist()
-            for segment, value in zip(pack.segments, values, strict=True):
-                results[segment.slot] = (value, len(segment.texts), len(segment.tokens))
+        parts = self._parts(running)
+        groups = [parts] if shares_packs(self.backbone) else [[part] for part in parts]
+        results = {trial.slot: (0.0, 0, 0) for trial in running}
+        for part, loss in itertools.chain(*lanes().map(self._backward_of, groups)):
+            so_far, texts, tokens = results[part.trial.slot]
+            more = int(self.data.tokens.lengths[part.texts].sum())
+            results[part.trial.slot] = so_far + loss, texts + len(part.texts), tokens + more
+        for trial in running:
+            trial.parameters.gather_gradients()
         return results
 
-    def _loss(self, slot: int, logits: Tensor, texts: NDArray[np.int64], step_texts: int) -> Tensor:
-        labels = self._labels[torch.from_numpy(texts).to(device())]
-        return batch_loss(logits, labels, self._weights[slot], step_texts)
+    def _parts(self, running: list[Trial]) -> list[Part]:
+        """Returns what the lanes are to do, the largest first: whole micro-batches, and parts of those left over."""
+        count = lanes().count
+        left_over = len(running) % count if count > 1 else 0
+        parts = []
+        for number, trial in enumerate(running):
+            texts, step_texts = trial.next_batch()
+            pieces = -(-count // left_over) if number >= len(running) - left_over else 1
+            for part, (start, end) in enumerate(even_runs(self.data.tokens.lengths[texts], pieces)):
+                if part >= self._attached[trial.slot]:
+                    self._attach(trial, part)
+                parts.append(Part(trial, part, start, texts[start:end], texts, step_texts))
+        return sorted(parts, key=lambda part: -int(self.data.tokens.lengths[part.texts].sum()))
+
+    def _backward_of(self, parts: list[Part]) -> list[tuple[Part, float]]:
+        """Runs one pack forward and backward; returns each part's loss."""
+        batches = [(part.slot, part.texts) for part in parts]
+        firsts, multiple = [part.start for part in parts], self.backbone.pack_multiple
+        pack = pack_texts(self.data.tokens, batches, self.backbone.layout, firsts, multiple)
+        heads = {part.slot: part.trial.parameters.leaves(part.number).head for part in parts}
+        streams = {part.slot: part.trial.stream() for part in parts}
+        logits = self.backbone.logits(pack, heads, streams)
+        losses = [self._loss(part, logits[part.slot]) for part in parts]
+        torch.autograd.backward(losses)
+        return list(zip(parts, torch.stack(losses).detach().tolist(), strict=True))
+
+    def _loss(self, part: Part, logits: Tensor) -> Tensor:
+        labels, batch = (self._labels[torch.from_numpy(texts).to(device())] for texts in (part.texts, part.batch))
+        return batch_loss(logits, labels, self._weights[part.trial.slot], part.step_texts, batch)
 
     def _step(self, trial: Trial) -> Stepped:
         totals, norm, rate = trial.finish_step()
@@ -164,7 +221,7 @@ class Fleet:
         )
 
     def _fail(self, trial: Trial, reason: str) -> Failed:
-        self.backbone.detach(trial.slot)
+        self._detach(trial)
         return Failed(trial.spec.id, trial.progress.step, reason)
 
     def _share_time(self, trials: list[Trial], started: float) -> None:
@@ -184,6 +241,8 @@ class Fleet:
             for trial in due:
                 metrics = evaluate(self.data.labels[texts], logits[trial.slot])
                 best = trial.judge(metrics[trial.spec.training.metric])
+                if best:
+                    trial.best_logits = logits[trial.slot]
                 yield Evaluated(trial.spec.id, trial.progress.step, trial.epoch, metrics, best)
         for trial in due:
             trial.save()
@@ -197,15 +256,19 @@ class Fleet:
         predictions: dict[int, dict[SplitName, NDArray[np.float32]]] = {trial.slot: {} for trial in ended}
         for split in ("validation", "test"):
             texts = self.data.splits.get(split, np.empty(0, dtype=np.int64))
-            if len(texts):
-                for slot, logits in predict_logits(self.backbone, ended, self.data.tokens, texts).items():
-                    predictions[slot][split] = logits
+            if not len(texts):
+                continue
+            known = {trial.slot: trial.best_logits for trial in ended if split == "validation"}
+            unknown = [trial for trial in ended if known.get(trial.slot) is None]
+            for slot, logits in {**known, **predict_logits(self.backbone, unknown, self.data.tokens, texts)}.items():
+                assert logits is not None
+                predictions[slot][split] = logits
         self._share_time(ended, started)
         for trial in ended:
             trial.progress.finished = True
             trial.parameters.load(last[trial.slot])
             trial.save()
-            self.backbone.detach(trial.slot)
+            self._detach(trial)
             yield Finished(
                 trial=trial.spec.id,
                 steps=trial.progress.step,

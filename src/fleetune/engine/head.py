@@ -12,7 +12,7 @@ from transformers.activations import get_activation
 from fleetune.engine.architecture import Architecture, Stage, dropout_rate
 from fleetune.engine.dropout import ForwardState
 from fleetune.engine.layout import Pack
-from fleetune.engine.site import SiteModule
+from fleetune.engine.site import SiteModule, with_parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +25,8 @@ def pool(hidden: Tensor, pack: Pack, architecture: Architecture, config: Any) ->
     """
     if architecture.pool == "config" and config.classifier_pooling == "mean":
         return _mean(hidden, pack)
+    if pack.layout == "packed" and hidden.shape[1] == len(pack.lengths):
+        return hidden[0]
     offset = pack.lengths - 1 if architecture.pool == "last" else torch.zeros_like(pack.lengths)
     if pack.layout == "packed":
         return hidden[0].index_select(0, pack.starts + offset)
@@ -36,7 +38,7 @@ def _mean(hidden: Tensor, pack: Pack) -> Tensor:
         real = pack.attention_mask.unsqueeze(-1)
         return (hidden * real).sum(dim=1) / pack.lengths.unsqueeze(-1)
     texts = torch.repeat_interleave(torch.arange(len(pack.lengths), device=hidden.device), pack.lengths)
-    total = hidden.new_zeros(len(pack.lengths), hidden.shape[-1]).index_add(0, texts, hidden[0])
+    total = hidden.new_zeros(len(pack.lengths), hidden.shape[-1]).index_add(0, texts, hidden[0, : len(texts)])
     return total / pack.lengths.unsqueeze(-1)
 
 
@@ -82,4 +84,4 @@ def _module(model: nn.Module, path: str, x: Tensor, trained: Mapping[str, Tensor
         return module.of_trial(slot, x)
     prefix = path + "."
     own = {name.removeprefix(prefix): tensor for name, tensor in trained.items() if name.startswith(prefix)}
-    return torch.func.functional_call(module, own, (x,))  # type: ignore[no-any-return]
+    return with_parameters(module, own)(x)  # type: ignore[no-any-return]

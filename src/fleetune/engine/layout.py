@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from fleetune.runtime import device
 
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
     from fleetune.data.tokens import Tokens
 
 Layout = Literal["packed", "padded"]
+POSITION_BITS = 20
+"""A dropout mask's row for a token is `text << 20 | position`, text being its number in the trial's batch. So the mask
+depends neither on the layout nor on which texts of the batch share the pack."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class Bucket:
 
     Attributes:
         width: Number of positions; a function of a text's own length, so that neighbours do not change it.
+        texts: `(texts,)` which texts of the pack they are.
         index: `(texts, width)` token positions in the pack; past a text's end its last token again, so that no
             value of another text is ever read.
         valid: `(texts, width)` whether a position is within the text; None if all are.
@@ -42,6 +49,7 @@ class Bucket:
     """
 
     width: int
+    texts: Tensor
     index: Tensor
     valid: Tensor | None
     shares: tuple[tuple[int, int], ...]
@@ -59,9 +67,8 @@ class Pack:
         attention_mask: `(texts, longest)` if padded, else None.
         starts: `(texts,)` first token of each text in the pack (packed) or 0 (padded).
         lengths: `(texts,)` tokens of each text.
+        numbers: `(texts,)` the number of each text in its trial's batch.
         segments: Each trial's share, in order.
-        buckets: Texts grouped for attention; empty if padded.
-        unbucket: `(tokens,)` where each token of the pack stands in the buckets laid end to end; None if padded.
     """
 
     layout: Layout
@@ -71,18 +78,83 @@ class Pack:
     attention_mask: Tensor | None
     starts: Tensor
     lengths: Tensor
+    numbers: Tensor
     segments: tuple[Segment, ...]
-    buckets: tuple[Bucket, ...]
-    unbucket: Tensor | None
 
     @property
     def tokens(self) -> int:
-        """Number of real tokens."""
+        """Number of tokens; a packed pack may end in a few that belong to no text, counted to the last segment."""
         return self.segments[-1].tokens.stop
 
+    @cached_property
+    def real_tokens(self) -> int:
+        """Number of the texts' own tokens."""
+        return int(self.lengths.sum())
 
-def pack_texts(tokens: Tokens, batches: Sequence[tuple[int, NDArray[np.int64]]], layout: Layout) -> Pack:
+    @cached_property
+    def rows(self) -> Tensor:
+        """As `positions`: each token's row in dropout masks."""
+        if self.layout == "padded":
+            return self.numbers[:, None] << POSITION_BITS | self.positions
+        rows = torch.repeat_interleave(self.numbers, self.lengths) << POSITION_BITS
+        return (functional.pad(rows, (0, self.tokens - self.real_tokens)) | self.positions[0])[None]
+
+    @cached_property
+    def first_rows(self) -> Tensor:
+        """`(texts,)` the row in dropout masks of each text's first token, and of its pooled vector."""
+        return self.numbers << POSITION_BITS
+
+    def sizes_of(self, x: Tensor) -> list[int]:
+        """Returns each segment's rows of `x` `(1, rows, width)`: its tokens, or its texts where one of each is left."""
+        if x.shape[1] == self.tokens:
+            return [len(segment.tokens) for segment in self.segments]
+        return [len(segment.texts) for segment in self.segments]
+
+    def rows_of(self, slot: int, x: Tensor) -> Tensor:
+        """Returns the rows in dropout masks of one trial's `x`: its tokens' or its texts', whatever `x` holds."""
+        segment = next(segment for segment in self.segments if segment.slot == slot)
+        if x.dim() == 2:
+            return self.first_rows[segment.texts.start : segment.texts.stop]
+        if self.layout == "padded":
+            return self.rows
+        if x.shape[1] == len(segment.tokens):
+            return self.rows[:, segment.tokens.start : segment.tokens.stop]
+        return self.first_rows[None, segment.texts.start : segment.texts.stop]
+
+    @cached_property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """Texts grouped by length, for attention in plain torch."""
+        return _buckets(self.starts.cpu().numpy(), self.lengths.cpu().numpy(), self.segments)
+
+    @cached_property
+    def unbucket(self) -> Tensor:
+        """`(tokens,)` where each token of the pack stands in the buckets laid end to end."""
+        places = torch.zeros(self.tokens, dtype=torch.int64, device=self.lengths.device)
+        offset = 0
+        for bucket in self.buckets:
+            here = torch.arange(bucket.index.numel(), device=places.device).view(bucket.index.shape) + offset
+            # Past a text's end its last token stands again; the first of them must win.
+            real = torch.arange(bucket.width, device=places.device) < self.lengths[bucket.texts, None]
+            places[bucket.index[real]] = here[real]
+            offset += bucket.index.numel()
+        return places
+
+
+def pack_texts(
+    tokens: Tokens,
+    batches: Sequence[tuple[int, NDArray[np.int64]]],
+    layout: Layout,
+    firsts: Sequence[int] | None = None,
+    multiple: int = 1,
+) -> Pack:
     """Returns the pack of each trial's batch, given as (slot, indices into `tokens`), in that order.
+
+    Args:
+        tokens: The texts.
+        batches: Each trial's slot and texts.
+        layout: The layout.
+        firsts: The number in its whole batch of each entry's first text, where an entry is a part of a batch.
+        multiple: A packed pack is filled up with tokens of no text to a multiple of this.
 
     Raises:
         ValueError: If a padded pack is asked for several trials; they take turns there.
@@ -90,11 +162,15 @@ def pack_texts(tokens: Tokens, batches: Sequence[tuple[int, NDArray[np.int64]]],
     texts = np.concatenate([indices for _, indices in batches])
     lengths = tokens.lengths[texts].astype(np.int64)
     segments = _segments(batches, lengths)
+    counts = [len(indices) for _, indices in batches]
+    numbers = np.concatenate(
+        [np.arange(n) + first for n, first in zip(counts, firsts or [0] * len(counts), strict=True)]
+    )
     if layout == "padded":
         if len(batches) != 1:
             raise ValueError(f"a padded pack holds one trial, got {len(batches)}")
-        return _padded(tokens, texts, lengths, segments)
-    return _packed(tokens, texts, lengths, segments)
+        return _padded(tokens, texts, lengths, numbers, segments)
+    return _packed(tokens, texts, lengths, numbers, segments, multiple)
 
 
 def _segments(batches: Sequence[tuple[int, NDArray[np.int64]]], lengths: NDArray[np.int64]) -> tuple[Segment, ...]:
@@ -108,29 +184,41 @@ def _segments(batches: Sequence[tuple[int, NDArray[np.int64]]], lengths: NDArray
 
 
 def _packed(
-    tokens: Tokens, texts: NDArray[np.int64], lengths: NDArray[np.int64], segments: tuple[Segment, ...]
+    tokens: Tokens,
+    texts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    numbers: NDArray[np.int64],
+    segments: tuple[Segment, ...],
+    multiple: int,
 ) -> Pack:
     ends = np.cumsum(lengths)
     starts = ends - lengths
     positions = np.arange(ends[-1]) - np.repeat(starts, lengths)
     source = np.repeat(tokens.offsets[texts], lengths) + positions
-    buckets, unbucket = _buckets(starts, lengths, segments)
+    rest, last = -int(ends[-1]) % multiple, segments[-1]
+
+    def fill(values: NDArray[Any]) -> Tensor:
+        return _tensor(np.pad(values, (0, rest)))[None]
+
     return Pack(
         layout="packed",
-        input_ids=_tensor(tokens.input_ids[source])[None],
-        positions=_tensor(positions)[None],
-        type_ids=None if tokens.type_ids is None else _tensor(tokens.type_ids[source])[None],
+        input_ids=fill(tokens.input_ids[source]),
+        positions=fill(positions),
+        type_ids=None if tokens.type_ids is None else fill(tokens.type_ids[source]),
         attention_mask=None,
         starts=_tensor(starts),
         lengths=_tensor(lengths),
-        segments=segments,
-        buckets=buckets,
-        unbucket=unbucket,
+        numbers=_tensor(numbers),
+        segments=(*segments[:-1], replace(last, tokens=range(last.tokens.start, last.tokens.stop + rest))),
     )
 
 
 def _padded(
-    tokens: Tokens, texts: NDArray[np.int64], lengths: NDArray[np.int64], segments: tuple[Segment, ...]
+    tokens: Tokens,
+    texts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    numbers: NDArray[np.int64],
+    segments: tuple[Segment, ...],
 ) -> Pack:
     positions = np.broadcast_to(np.arange(lengths.max()), (len(texts), int(lengths.max())))
     real = positions < lengths[:, None]
@@ -143,10 +231,17 @@ def _padded(
         attention_mask=_tensor(real.astype(np.int64)),
         starts=_tensor(np.zeros(len(texts), dtype=np.int64)),
         lengths=_tensor(lengths),
+        numbers=_tensor(numbers),
         segments=segments,
-        buckets=(),
-        unbucket=None,
     )
+
+
+def even_runs(lengths: NDArray[np.signedinteger[Any]], count: int) -> list[tuple[int, int]]:
+    """Returns where at most `count` runs of texts start and end, of about as many tokens each, none empty."""
+    middle = np.cumsum(lengths) - lengths / 2
+    runs = np.minimum(middle * count // max(1, int(lengths.sum())), count - 1)
+    borders = [0, *(np.flatnonzero(np.diff(runs)) + 1).tolist(), len(lengths)]
+    return list(pairwise(borders))
 
 
 def bucket_width(length: int) -> int:
@@ -157,23 +252,19 @@ def bucket_width(length: int) -> int:
 
 def _buckets(
     starts: NDArray[np.int64], lengths: NDArray[np.int64], segments: tuple[Segment, ...]
-) -> tuple[tuple[Bucket, ...], Tensor]:
+) -> tuple[Bucket, ...]:
     widths = np.array([bucket_width(int(length)) for length in range(int(lengths.max()) + 1)])[lengths]
     slots = np.concatenate([np.full(len(segment.texts), segment.slot) for segment in segments])
-    buckets, unbucket, offset = [], np.empty(int(lengths.sum()), dtype=np.int64), 0
+    buckets = []
     for width in np.unique(widths):
-        rows = np.flatnonzero(widths == width)
+        texts = np.flatnonzero(widths == width)
         steps = np.arange(width)
-        valid = steps < lengths[rows, None]
-        index = starts[rows, None] + np.minimum(steps, lengths[rows, None] - 1)
-        unbucket[index[valid]] = offset + np.flatnonzero(valid.ravel())
-        offset += index.size
-        order, counts = _runs(slots[rows])
-        shares = tuple(zip(order, counts, strict=True))
-        buckets.append(
-            Bucket(int(width), _tensor(index), None if valid.all() else _tensor(valid, keep_type=True), shares)
-        )
-    return tuple(buckets), _tensor(unbucket)
+        valid = steps < lengths[texts, None]
+        index = starts[texts, None] + np.minimum(steps, lengths[texts, None] - 1)
+        shares = tuple(zip(*_runs(slots[texts]), strict=True))
+        seen = None if valid.all() else _tensor(valid, keep_type=True)
+        buckets.append(Bucket(int(width), _tensor(texts), _tensor(index), seen, shares))
+    return tuple(buckets)
 
 
 def _runs(values: NDArray[np.int64]) -> tuple[list[int], list[int]]:

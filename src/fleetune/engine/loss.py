@@ -34,7 +34,9 @@ def class_weights(
     return torch.from_numpy(weights).to(device())
 
 
-def batch_loss(logits: Tensor, labels: Tensor, weights: Tensor | None, step_texts: int) -> Tensor:
+def batch_loss(
+    logits: Tensor, labels: Tensor, weights: Tensor | None, step_texts: int, batch_labels: Tensor | None = None
+) -> Tensor:
     """Returns this micro-batch's part of the mean loss over the texts of its optimizer step.
 
     Cross entropy, or binary cross entropy averaged over labels where `labels` is `(texts, num_labels)`. With class
@@ -45,11 +47,15 @@ def batch_loss(logits: Tensor, labels: Tensor, weights: Tensor | None, step_text
         labels: `(texts,)` class indices or `(texts, num_labels)` 0/1.
         weights: From `class_weights`.
         step_texts: Texts of the whole optimizer step.
+        batch_labels: Labels of the whole micro-batch, where `logits` are a part of it.
     """
-    share = len(logits) / step_texts
     weights = None if weights is None else weights.to(logits.dtype)
     if labels.ndim == 2:
-        loss = functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), pos_weight=weights)
-    else:
-        loss = functional.cross_entropy(logits, labels.long(), weight=weights)
-    return loss * share
+        targets = labels.to(logits.dtype)
+        loss = functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="sum")
+        return loss / (labels.shape[1] * step_texts)
+    loss = functional.cross_entropy(logits, labels.long(), weight=weights, reduction="sum")
+    if weights is None:
+        return loss / step_texts
+    whole = labels if batch_labels is None else batch_labels
+    return loss * (len(whole) / (step_texts * weights[whole.long()].sum()))

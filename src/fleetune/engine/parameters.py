@@ -27,6 +27,29 @@ class ParameterPlan:
     decay: bool
 
 
+@dataclass(frozen=True)
+class Leaves:
+    """Leaves of one computation: views of a trial's values, with gradients of their own.
+
+    Attributes:
+        tensors: Every trained tensor by name.
+        gradients: The flat gradients that theirs are views of, `decayed` and `undecayed`.
+    """
+
+    tensors: dict[str, Tensor]
+    gradients: tuple[Tensor, ...]
+
+    def at(self, site: str) -> dict[str, Tensor]:
+        """Returns the tensors at one site, by their name there."""
+        prefix = site + SEPARATOR
+        return {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
+
+    @property
+    def head(self) -> dict[str, Tensor]:
+        """The head's tensors, by their name in the Hugging Face model."""
+        return {name: tensor for name, tensor in self.tensors.items() if SEPARATOR not in name}
+
+
 class TrialParameters:
     """One trial's trained tensors and their gradients.
 
@@ -40,36 +63,51 @@ class TrialParameters:
     """
 
     def __init__(self, plans: Mapping[str, ParameterPlan], dtype: torch.dtype, device: torch.device) -> None:
-        self.tensors: dict[str, Tensor] = {}
-        self.buffers = tuple(self._fill(plans, decay, dtype, device) for decay in (True, False))
+        self._shapes = [
+            {name: plan.shape for name, plan in plans.items() if plan.decay is decay} for decay in (True, False)
+        ]
+        sizes = [sum(prod(shape) for shape in shapes.values()) for shapes in self._shapes]
+        self.buffers = tuple(torch.nn.Parameter(torch.zeros(size, dtype=dtype, device=device)) for size in sizes)
+        self._leaves = [self._make_leaves()]
+        for buffer, gradient in zip(self.buffers, self._leaves[0].gradients, strict=True):
+            buffer.grad = gradient
+        with torch.no_grad():
+            for name, plan in plans.items():
+                self.tensors[name].copy_(plan.initial())
 
-    def _fill(
-        self, plans: Mapping[str, ParameterPlan], decay: bool, dtype: torch.dtype, device: torch.device
-    ) -> torch.nn.Parameter:
-        chosen = {name: plan for name, plan in plans.items() if plan.decay is decay}
-        flat = torch.zeros(sum(prod(plan.shape) for plan in chosen.values()), dtype=dtype, device=device)
-        buffer = torch.nn.Parameter(flat)
-        buffer.grad = torch.zeros_like(flat)
-        start = 0
-        for name, plan in chosen.items():
-            end = start + prod(plan.shape)
-            tensor = flat[start:end].view(plan.shape)
-            tensor.copy_(plan.initial())
-            tensor = tensor.detach().requires_grad_()
-            tensor.grad = buffer.grad[start:end].view(plan.shape)
-            self.tensors[name] = tensor
-            start = end
-        return buffer
+    def _make_leaves(self) -> Leaves:
+        tensors: dict[str, Tensor] = {}
+        gradients = tuple(torch.zeros_like(buffer.data) for buffer in self.buffers)
+        for shapes, buffer, gradient in zip(self._shapes, self.buffers, gradients, strict=True):
+            sizes = [prod(shape) for shape in shapes.values()]
+            views = zip(shapes.items(), buffer.data.split(sizes), gradient.split(sizes), strict=True)
+            for (name, shape), values, own in views:
+                tensors[name] = values.view(shape).detach().requires_grad_()
+                tensors[name].grad = own.view(shape)
+        return Leaves(tensors, gradients)
 
-    def at(self, site: str) -> dict[str, Tensor]:
-        """Returns the tensors at one site, by their name there."""
-        prefix = site + SEPARATOR
-        return {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Every trained tensor by name."""
+        return self._leaves[0].tensors
+
+    def leaves(self, number: int = 0) -> Leaves:
+        """Returns leaves for the part `number` of a batch, so that parts can run at the same time; 0 are `tensors`."""
+        while len(self._leaves) <= number:
+            self._leaves.append(self._make_leaves())
+        return self._leaves[number]
+
+    def gather_gradients(self) -> None:
+        """Adds the gradients of every part to those of `tensors`, in their order, and clears them."""
+        for extra in self._leaves[1:]:
+            for total, gradient in zip(self._leaves[0].gradients, extra.gradients, strict=True):
+                total.add_(gradient)
+                gradient.zero_()
 
     @property
     def head(self) -> dict[str, Tensor]:
         """The head's tensors, by their name in the Hugging Face model."""
-        return {name: tensor for name, tensor in self.tensors.items() if SEPARATOR not in name}
+        return self._leaves[0].head
 
     def gradients(self) -> dict[str, Tensor]:
         """Returns the flat gradients themselves, `decayed` and `undecayed`."""

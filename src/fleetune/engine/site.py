@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -50,7 +51,18 @@ class Delta:
 
     def replaced(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         """Returns the frozen module's output for `x` with some of its parameters replaced."""
-        return torch.func.functional_call(self.module, dict(parameters), (x,))  # type: ignore[no-any-return]
+        return with_parameters(self.module, parameters)(x)  # type: ignore[no-any-return]
+
+
+def with_parameters(module: nn.Module, parameters: Mapping[str, Tensor]) -> nn.Module:
+    """Returns a module that computes as `module` does, with some of its parameters replaced; `module` stays as it is.
+
+    Lanes use one frozen module at the same time, so it cannot lend its parameters even for a moment.
+    """
+    replica = copy.copy(module)
+    kept = {name: own for name, own in module._parameters.items() if name not in parameters}
+    replica.__dict__ |= {"_parameters": kept, **parameters}
+    return replica
 
 
 class SiteModule(nn.Module):
@@ -87,7 +99,7 @@ class SiteModule(nn.Module):
         deltas = [self.deltas.get(segment.slot) for segment in pack.segments]
         if not any(deltas):
             return self.frozen(x)  # type: ignore[no-any-return]
-        pieces = list(x.split([len(segment.tokens) for segment in pack.segments], dim=1))
+        pieces = list(x.split(pack.sizes_of(x), dim=1))
         if all(delta is not None and delta.method.replaces_output for delta in deltas):
             return torch.cat([delta.forward(p, p) for delta, p in zip(deltas, pieces, strict=True) if delta], dim=1)
         if any(delta is not None and delta.method.changes_input for delta in deltas):

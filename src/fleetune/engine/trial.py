@@ -93,6 +93,7 @@ class Trial:
         self.optimizer = TrialOptimizer(self.parameters, spec.training, self.total_steps)
         self.progress = Progress()
         self.best: dict[str, Tensor] | None = None
+        self.best_logits: NDArray[np.float32] | None = None
         self.totals = StepTotals()
         self.micro_step = 0
         self._saved_at = time.monotonic()
