@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from fleetune.engine.backbone import Backbone
 from fleetune.engine.events import Event, Failed, Finished, Stepped
 from fleetune.engine.fleet import Fleet, FleetData
+from fleetune.engine.layout import Pack
 from fleetune.engine.trial import TrialSpec
 from fleetune.methods import all_methods
 from tests.tiny import random_data, spec, tiny_backbone
@@ -171,3 +173,35 @@ def test_without_validation_the_last_step_is_the_best() -> None:
     end = finished(events, "lora-0")
     assert end.best_step == end.steps == 20
     assert list(end.predictions) == ["test"]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_out_of_memory_changes_no_trial(monkeypatch: pytest.MonkeyPatch, shared: bool) -> None:
+    data, specs = random_data(), MIXED[:4]
+    expected, _ = train(specs, data)
+    whole = Backbone.logits
+
+    def small(self: Backbone, pack: Pack, heads: Any, streams: Any) -> Any:
+        if streams and pack.tokens > 60:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        logits = whole(self, pack, heads, streams)
+        if streams and pack.tokens > 45:
+            torch.autograd.backward([one.sum() for one in logits.values()], retain_graph=True)
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return logits
+
+    monkeypatch.setattr(Backbone, "logits", small)
+    monkeypatch.setattr("fleetune.engine.fleet.shares_packs", lambda backbone: shared)
+    events, _ = train(specs, data)
+    for one in specs:
+        np.testing.assert_allclose(losses(events, one.id), losses(expected, one.id), rtol=1e-9)
+    assert not any(isinstance(event, Failed) for event in events)
+
+
+def test_a_text_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*arguments: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Backbone, "logits", never)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(MIXED[:1], random_data())

@@ -50,6 +50,12 @@ class FleetData:
     splits: dict[SplitName, NDArray[np.int64]]
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether `error` says that memory ran out, on a GPU or in the process."""
+    words = "can't allocate memory", "not enough memory", "out of memory"
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
 @dataclass(frozen=True)
 class Part:
     """A run of the texts of one trial's micro-batch: all of them, or a lane's share.
@@ -96,6 +102,8 @@ class Fleet:
             for slot, spec in enumerate(specs)
         ]
         self._attached: dict[int, int] = {}
+        self._pack_trials = len(specs)
+        self._least_parts = 1
         self._labels = torch.from_numpy(np.ascontiguousarray(data.labels)).to(device())
         train_labels = data.labels[data.splits["train"]]
         self._weights = {
@@ -164,17 +172,47 @@ class Fleet:
         return failed
 
     def _backward(self, running: list[Trial]) -> dict[int, tuple[float, int, int]]:
-        """Runs every trial's next micro-batch forward and backward; returns loss, texts and tokens by slot."""
-        parts = self._parts(running)
-        groups = [parts] if shares_packs(self.backbone) else [[part] for part in parts]
+        """Runs every trial's next micro-batch forward and backward; returns loss, texts and tokens by slot.
+
+        Where memory runs out, the packs become half as large and the micro-batches are run again: the gradients that
+        accumulated before are put back first, so no trial is trained differently.
+        """
+        while True:
+            before = {trial.slot: trial.parameters.copy_gradients() for trial in running if trial.micro_step}
+            try:
+                return self._backward_in_packs(running)
+            except (MemoryError, RuntimeError) as error:
+                if not (is_out_of_memory(error) and self._shrink(running)):
+                    raise
+                for trial in running:
+                    trial.parameters.restore_gradients(before.get(trial.slot))
+
+    def _shrink(self, running: list[Trial]) -> bool:
+        """Halves what runs at a time, first trials, then a trial's texts; returns False if one text is left."""
+        if shares_packs(self.backbone) and min(self._pack_trials, len(running)) > 1:
+            self._pack_trials = min(self._pack_trials, len(running)) // 2
+            return True
+        self._least_parts *= 2
+        return self._least_parts <= max(2 * trial.spec.training.batch_size for trial in running)
+
+    def _backward_in_packs(self, running: list[Trial]) -> dict[int, tuple[float, int, int]]:
         results = {trial.slot: (0.0, 0, 0) for trial in running}
-        for part, loss in itertools.chain(*lanes().map(self._backward_of, groups)):
+        for part, loss in itertools.chain(*lanes().map(self._backward_of, self._packs(running))):
             so_far, texts, tokens = results[part.trial.slot]
             more = int(self.data.tokens.lengths[part.texts].sum())
             results[part.trial.slot] = so_far + loss, texts + len(part.texts), tokens + more
         for trial in running:
             trial.parameters.gather_gradients()
         return results
+
+    def _packs(self, running: list[Trial]) -> list[list[Part]]:
+        """Returns which parts run in one pack: on a processor one each, on a GPU one of each of several trials."""
+        parts = self._parts(running)
+        if not shares_packs(self.backbone):
+            return [[part] for part in parts]
+        size = self._pack_trials
+        rounds = [[part for part in parts if part.number == number] for number in {part.number for part in parts}]
+        return [one[start : start + size] for one in rounds for start in range(0, len(one), size)]
 
     def _parts(self, running: list[Trial]) -> list[Part]:
         """Returns what the lanes are to do, the largest first: whole micro-batches, and parts of those left over."""
@@ -184,6 +222,7 @@ class Fleet:
         for number, trial in enumerate(running):
             texts, step_texts = trial.next_batch()
             pieces = -(-count // left_over) if number >= len(running) - left_over else 1
+            pieces = min(len(texts), max(pieces, self._least_parts))
             for part, (start, end) in enumerate(even_runs(self.data.tokens.lengths[texts], pieces)):
                 if part >= self._attached[trial.slot]:
                     self._attach(trial, part)

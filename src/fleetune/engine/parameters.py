@@ -97,6 +97,18 @@ class TrialParameters:
             self._leaves.append(self._make_leaves())
         return self._leaves[number]
 
+    def copy_gradients(self) -> tuple[Tensor, ...]:
+        """Returns a copy of the flat gradients."""
+        return tuple(gradient.clone() for gradient in self._leaves[0].gradients)
+
+    def restore_gradients(self, gradients: tuple[Tensor, ...] | None) -> None:
+        """Sets the flat gradients to a copy of them, or to zero, and clears those of every part."""
+        for leaves in self._leaves:
+            for gradient in leaves.gradients:
+                gradient.zero_()
+        for own, kept in zip(self._leaves[0].gradients, gradients or (), strict=False):
+            own.copy_(kept)
+
     def gather_gradients(self) -> None:
         """Adds the gradients of every part to those of `tensors`, in their order, and clears them."""
         for extra in self._leaves[1:]:
