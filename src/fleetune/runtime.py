@@ -75,11 +75,7 @@ def peak_bytes() -> int:
 
 
 def is_busy() -> bool:
-    """Returns whether other programs take a good part of the cores.
-
-    Threads that wait for each other at every operation lose many times the share that others take, so this is worth
-    a warning. With one thread nobody waits, and it never is.
-    """
+    """Returns whether other programs take a good part of the cores: worth a warning where one core is not enough."""
     import torch
 
     cores = os.cpu_count() or 1

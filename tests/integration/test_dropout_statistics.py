@@ -266,7 +266,7 @@ def test_lora_drops_what_probes_see() -> None:
     tensors = {slot: lora_tensors(lora, slot) for slot in probes}
     pack = pack_texts(tokens_of(1, length=1), [(slot, np.array([0])) for slot in probes], "packed")
     with attached(bert(), {slot: (lora, tensors[slot]) for slot in probes}) as heads:
-        sum(value.square().sum() for value in bert().logits(pack, heads, streams).values()).backward()
+        torch.cat(list(bert().logits(pack, heads, streams).values())).square().sum().backward()
     with attached(bert(), {slot: (probe, heads[slot]) for slot, probe in probes.items()}), torch.no_grad():
         bert().logits(pack, heads, streams)
     for slot, probe in probes.items():

@@ -56,7 +56,7 @@ def run(
     place.refuse_foreign()
     watch(Said("reading and auditing the data"))
     if is_busy():
-        watch(Said("other programs keep this machine busy: training may be far slower; OMP_NUM_THREADS=1 may help"))
+        watch(Said("other programs keep this machine busy: training will be slower"))
     inputs = gather_for_run(recipe, place)
     folder.mkdir(parents=True, exist_ok=True)
     with StopRequest() as stop, RunLock(folder), open_ledger(place, inputs, command) as ledger:
