@@ -31,14 +31,14 @@ class Turn:
         first_step_seconds: From the call that starts the first trial to the end of its first optimizer step.
         peak_bytes: Highest memory of the turn, loading included; of all its processes together.
         bytes_before: What this process held when the turn began.
-        f1: Macro F1 on validation, mean over the trials.
+        loss: Log loss on validation, mean over the trials.
     """
 
     seconds: float
     first_step_seconds: float
     peak_bytes: int
     bytes_before: int
-    f1: float
+    loss: float
 
 
 def processes() -> int:
@@ -80,7 +80,7 @@ def _one_by_one(inputs: Inputs, habits: Habits) -> Turn:
         first_step_seconds=trained[0].first_step_seconds,
         peak_bytes=peak_bytes(),
         bytes_before=0,
-        f1=fmean(one.f1 for one in trained),
+        loss=fmean(one.loss for one in trained),
     )
 
 
@@ -91,7 +91,7 @@ def _at_once(inputs: Inputs, habits: Habits) -> Turn:
         first_step_seconds=min(part.trained[0].first_step_seconds for part in parts),
         peak_bytes=sum(part.peak_bytes for part in parts),
         bytes_before=0,
-        f1=fmean(one.f1 for part in parts for one in part.trained),
+        loss=fmean(one.loss for part in parts for one in part.trained),
     )
 
 
@@ -106,22 +106,22 @@ def _fleets(inputs: Inputs) -> Turn:
         first_step_seconds=fleets[0][1],
         peak_bytes=peak_bytes(),
         bytes_before=0,
-        f1=fmean(f1 for _, _, scores in fleets for f1 in scores.values()),
+        loss=fmean(loss for _, _, losses in fleets for loss in losses.values()),
     )
 
 
 def _fleet(
     backbone: Backbone, trials: Sequence[TrialSpec], inputs: Inputs, folder: Path
 ) -> tuple[float, float, dict[str, float]]:
-    """Returns seconds, seconds to the first step and macro F1 by trial; the clock starts before the fleet is made."""
-    scores: dict[str, float] = {}
+    """Returns seconds, seconds to the first step and log loss by trial; the clock starts before the fleet is made."""
+    losses: dict[str, float] = {}
     finished, first_step, started = 0, 0.0, time.perf_counter()
     for event in Fleet(backbone, trials, inputs.data, folder).train():
         match event:
             case Stepped():
                 first_step = first_step or time.perf_counter() - started
             case Evaluated():
-                scores[event.trial] = event.metrics["f1_macro"]
+                losses[event.trial] = event.metrics["log_loss"]
             case Failed():
                 raise RuntimeError(f"{event.trial} failed: {event.reason}")
             case Finished():
@@ -129,7 +129,7 @@ def _fleet(
     seconds = time.perf_counter() - started
     if finished != len(trials):
         raise RuntimeError(f"{len(trials) - finished} of {len(trials)} trials did not finish")
-    return seconds, first_step, scores
+    return seconds, first_step, losses
 
 
 def divide_into_fleets(trials: Sequence[TrialSpec]) -> list[tuple[TrialSpec, ...]]:

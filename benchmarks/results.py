@@ -99,9 +99,9 @@ class Result:
         """Returns that of the first round: later ones find compiled and cached what it had to make."""
         return self.turns[contender][0].first_step_seconds
 
-    def f1(self, contender: str) -> float:
+    def loss(self, contender: str) -> float:
         """Returns the median over the rounds."""
-        return median(turn.f1 for turn in self.turns[contender])
+        return median(turn.loss for turn in self.turns[contender])
 
     def _trials(self, contender: str) -> int:
         return 1 if contender == "C1" else self.facts.trials
@@ -145,7 +145,7 @@ class Result:
                     "utilisation": self.utilisation(name),
                     "peak_bytes": self.peak_bytes(name),
                     "first_step_seconds": self.first_step_seconds(name),
-                    "f1_macro": self.f1(name),
+                    "log_loss": self.loss(name),
                 }
                 for name in self.contenders
             },

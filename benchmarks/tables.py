@@ -72,7 +72,7 @@ def workload_lines(result: Result) -> list[str]:
 def contender_rows(result: Result, names: dict[str, str]) -> Rows:
     """Returns the table of contenders, its heading first."""
     several = max(len(turns) for turns in result.turns.values()) > 1
-    heading = ["", "contender", "seconds", "texts/s", "tokens/s", "utilisation", "memory", "first step", "macro F1"]
+    heading = ["", "contender", "seconds", "texts/s", "tokens/s", "utilisation", "memory", "first step", "log loss"]
     rows = [_with_extremes(heading, "min – max", several)]
     for name in result.contenders:
         shortest, longest = result.extremes(name)
@@ -85,7 +85,7 @@ def contender_rows(result: Result, names: dict[str, str]) -> Rows:
             f"{result.utilisation(name):.1%}",
             f"{result.peak_bytes(name) / GIB:.2f} GiB",
             f"{result.first_step_seconds(name):.2f} s",
-            f"{result.f1(name):.3f}",
+            f"{result.loss(name):.3f}",
         ]
         rows.append(_with_extremes(row, f"{shortest:.1f} – {longest:.1f}", several))
     return rows

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import peft
+import torch
 import transformers
 
 from benchmarks.inputs import Inputs
@@ -34,11 +35,11 @@ class Habits:
 
 @dataclass(frozen=True)
 class Trained:
-    """What one trial took, to its first optimizer step and in all, and its macro F1 on validation."""
+    """What one trial took, to its first optimizer step and in all, and its log loss on validation."""
 
     seconds: float
     first_step_seconds: float
-    f1: float
+    loss: float
 
 
 class TrainerSide:
@@ -80,8 +81,8 @@ class TrainerSide:
             started = time.perf_counter()
             trainer.train()
             seconds = time.perf_counter() - started
-        (f1,) = [entry["eval_f1_macro"] for entry in trainer.state.log_history if "eval_f1_macro" in entry]
-        return Trained(seconds, clock.ended - started, f1)
+        (loss,) = [entry["eval_log_loss"] for entry in trainer.state.log_history if "eval_log_loss" in entry]
+        return Trained(seconds, clock.ended - started, loss)
 
     def _arguments(self, spec: TrialSpec, folder: str) -> transformers.TrainingArguments:
         training = spec.training
@@ -146,12 +147,18 @@ def _rows(inputs: Inputs, split: SplitName) -> list[dict[str, Any]]:
 
 
 def trial_model(base: Any, spec: TrialSpec, inputs: Inputs) -> Any:
-    """Returns a model whose trained parameters are the trial's own; the frozen ones it shares with `base`."""
+    """Returns a model whose trained parameters are the trial's own, its head drawn from torch's generator.
+
+    The frozen ones it shares with `base`.
+    """
     trained = trained_names(base, spec, inputs)
     shared = {id(value): value for name, value in base.named_parameters() if name not in trained}
     model = copy.deepcopy(base, shared)
     for name in trained:
         model.get_parameter(name).requires_grad_(True)
+    for name in inputs.shape.head:
+        if model.get_parameter(name).dim() > 1:
+            torch.nn.init.normal_(model.get_parameter(name), std=model.config.initializer_range)
     adapter = adapter_config(spec, inputs)
     if adapter is not None:
         model = peft.get_peft_model(model, adapter)
