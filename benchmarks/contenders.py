@@ -6,19 +6,20 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
 from benchmarks.inputs import Inputs
-from benchmarks.measure import begin_turn, peak_bytes, used_bytes
 from benchmarks.processes import train_in_processes
 from benchmarks.trainer import Habits, TrainerSide
+from benchmarks.workloads import MAX_TOKENS
 from fleetune.engine.backbone import Backbone, load_backbone
 from fleetune.engine.events import Evaluated, Failed, Finished, Stepped
 from fleetune.engine.fleet import Fleet
+from fleetune.engine.forecast import Candidate, fits
 from fleetune.engine.trial import TrialSpec
-from fleetune.lab.plan import MAX_FLEET_TRIALS
+from fleetune.lab.plan import even_parts
+from fleetune.memory import available_bytes, begin_peak, peak_bytes, used_bytes
 from fleetune.runtime import device, has_fast_bf16
 
 
@@ -60,7 +61,7 @@ def names() -> dict[str, str]:
 
 def take_turn(contender: str, inputs: Inputs) -> Turn:
     """Returns what `contender` took for `inputs`, with its memory apart from the others'."""
-    begin_turn()
+    begin_peak()
     before = used_bytes()
     turns: dict[str, Callable[[Inputs], Turn]] = {
         "A": lambda given: _one_by_one(given, Habits(bf16=False, saves=True)),
@@ -100,7 +101,7 @@ def _fleets(inputs: Inputs) -> Turn:
     if backbone.shape.head != inputs.shape.head:
         raise RuntimeError(f"Fleetune trains the head {list(backbone.shape.head)}, others {list(inputs.shape.head)}")
     with tempfile.TemporaryDirectory() as folder:
-        fleets = [_fleet(backbone, fleet, inputs, Path(folder)) for fleet in divide_into_fleets(inputs.trials)]
+        fleets = [_fleet(backbone, fleet, inputs, Path(folder)) for fleet in divide_into_fleets(inputs)]
     return Turn(
         seconds=sum(seconds for seconds, _, _ in fleets),
         first_step_seconds=fleets[0][1],
@@ -132,10 +133,13 @@ def _fleet(
     return seconds, first_step, losses
 
 
-def divide_into_fleets(trials: Sequence[TrialSpec]) -> list[tuple[TrialSpec, ...]]:
+def divide_into_fleets(inputs: Inputs) -> list[tuple[TrialSpec, ...]]:
     """Returns the trials as the lab puts them into fleets: those that share the backbone together, others alone."""
-    sharing = [spec for spec in trials if spec.method.shares_backbone]
-    count = -(-len(sharing) // MAX_FLEET_TRIALS)
-    borders = [len(sharing) * part // max(1, count) for part in range(count + 1)]
-    together = [tuple(sharing[start:end]) for start, end in pairwise(borders)]
-    return together + [(spec,) for spec in trials if not spec.method.shares_backbone]
+    available = available_bytes()
+
+    def fit(specs: Sequence[TrialSpec]) -> bool:
+        fleet = [Candidate(spec.method, spec.training, MAX_TOKENS) for spec in specs]
+        return fits(inputs.shape, fleet, available)
+
+    together = even_parts([spec for spec in inputs.trials if spec.method.shares_backbone], fit)
+    return together + [(spec,) for spec in inputs.trials if not spec.method.shares_backbone]

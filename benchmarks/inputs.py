@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from pydantic import ValidationError
 
 from benchmarks.models import SHAPES, random_model
-from benchmarks.workloads import BATCH_SIZE, MAX_TOKENS, Workload
+from benchmarks.workloads import BATCH_SIZE, MAX_TOKENS, Corpus, Workload
 from fleetune.data.config import DataConfig
 from fleetune.data.dataset import Dataset, SplitName
 from fleetune.data.prepare import prepare
@@ -73,20 +73,22 @@ def _part(texts: int, share: float) -> int:
 
 
 @cache
-def _dataset(corpus: Literal["tweets", "bbc"], texts: int, evaluated: int) -> Dataset:
+def _dataset(corpus: Corpus, texts: int, evaluated: int) -> Dataset:
+    return prepare(DataConfig.model_validate(data_settings(corpus, texts, evaluated)), Path()).dataset
+
+
+def data_settings(corpus: Corpus, texts: int, evaluated: int) -> dict[str, Any]:
+    """Returns a recipe's settings of a corpus cut to so many training and validation texts."""
     columns = {"tweets": {"text": "text", "label": "sentiment"}, "bbc": {}}[corpus]
-    config = DataConfig.model_validate(
-        {
-            "path": f"embedded:{corpus}",
-            **columns,
-            "encoding_errors": "replace",
-            "leaks": "drop",
-            "max_bad_rows": 100,
-            "sample": texts + evaluated,
-            "split": {"validation": evaluated / (texts + evaluated), "test": 0.0},
-        }
-    )
-    return prepare(config, Path()).dataset
+    return {
+        "path": f"embedded:{corpus}",
+        **columns,
+        "encoding_errors": "replace",
+        "leaks": "drop",
+        "max_bad_rows": 100,
+        "sample": texts + evaluated,
+        "split": {"validation": evaluated / (texts + evaluated), "test": 0.0},
+    }
 
 
 def _backbone(workload: Workload, scratch: Path) -> BackboneConfig:

@@ -1,14 +1,9 @@
-"""Memory of one turn, and the peak of this machine's matrix products."""
+"""The peak of this machine's matrix products."""
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -19,60 +14,6 @@ from fleetune.runtime import device, pick_precision, torch_dtype
 TOKENS = 4096
 BURSTS = 5
 BURST_SECONDS = 0.1
-_STATUS = Path("/proc/self/status")
-_CLEAR_REFS = Path("/proc/self/clear_refs")
-
-
-def begin_turn() -> bool:
-    """Gives back memory that nothing uses and sets the peak to what is left; returns whether the peak could be set."""
-    gc.collect()
-    if device().type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        return True
-    _trim()
-    try:
-        # As proc(5) has it: 5 resets the peak resident set size to its current value.
-        _CLEAR_REFS.write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def _trim() -> None:
-    """Hands freed memory of the C library back to the system, where it is glibc."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
-
-
-def peak_bytes() -> int:
-    """Returns the peak since `begin_turn`: allocated on the GPU where there is one, else resident in this process."""
-    if device().type == "cuda":
-        return int(torch.cuda.max_memory_allocated())
-    return _status_bytes("VmHWM") or _peak_of_process()
-
-
-def used_bytes() -> int:
-    """Returns what is in use now, as `peak_bytes` counts it; 0 where the system does not say."""
-    if device().type == "cuda":
-        return int(torch.cuda.memory_allocated())
-    return _status_bytes("VmRSS")
-
-
-def _status_bytes(field: str) -> int:
-    if _STATUS.exists():
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith(field + ":"):
-                return int(line.split()[1]) * 1024
-    return 0
-
-
-def _peak_of_process() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def layer_products(shape: BackboneShape) -> list[tuple[int, int]]:

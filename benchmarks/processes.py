@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from benchmarks.inputs import Inputs
-from benchmarks.measure import peak_bytes
 from benchmarks.trainer import Habits, Trained, TrainerSide
 from fleetune.engine.trial import TrialSpec
+from fleetune.memory import peak_bytes
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 LOADING_SECONDS = 600.0

@@ -21,11 +21,12 @@ from pathlib import Path
 
 from benchmarks.contenders import names, take_turn
 from benchmarks.inputs import Inputs, make_inputs, missing_feature
-from benchmarks.measure import begin_turn, layer_products, matrix_product_rate
+from benchmarks.measure import layer_products, matrix_product_rate
 from benchmarks.results import Facts, Result
 from benchmarks.tables import Setting, markdown, plain
 from benchmarks.workloads import WORKLOADS, Workload
 from fleetune.errors import UserError
+from fleetune.memory import begin_peak
 from fleetune.runtime import device, environment, is_busy, pick_precision
 
 
@@ -100,7 +101,7 @@ def _setting(options: argparse.Namespace) -> Setting:
         precision=pick_precision("auto"),
         rounds=options.rounds,
         share=options.share,
-        own_peaks=begin_turn(),
+        own_peaks=begin_peak(),
         names=names(),
     )
 

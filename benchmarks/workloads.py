@@ -16,6 +16,7 @@ GIB = 2**30
 LORA = {"alpha": 16.0, "dropout": 0.1}
 
 Device = Literal["cpu", "cuda"]
+Corpus = Literal["tweets", "bbc"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Workload:
     texts: int
     evaluated: int
     targets: tuple[Target, ...] = ()
-    corpus: Literal["tweets", "bbc"] = "tweets"
+    corpus: Corpus = "tweets"
     device: Device = "cpu"
     quantize: str = "none"
     contenders: tuple[str, ...] = ("A", "B", "C", "D")

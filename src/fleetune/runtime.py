@@ -1,4 +1,4 @@
-"""The machine: device, precision, deterministic random words, memory and what an environment snapshot holds."""
+"""The machine: device, precision, deterministic random words and what an environment snapshot holds."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-import resource
-import sys
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,16 +60,6 @@ def random_words(*key: int | str) -> np.random.SFC64:
     """Returns the bit generator for `key`: SFC64 (Doty-Humphrey, 2010), seeded by a hash of it."""
     digest = hashlib.blake2b("\x1f".join(map(str, key)).encode(), digest_size=32).digest()
     return np.random.SFC64(np.random.SeedSequence(np.frombuffer(digest, dtype=np.uint32).tolist()))
-
-
-def peak_bytes() -> int:
-    """Returns the largest amount of memory so far: of the GPU where there is one, else of this process."""
-    if device().type == "cuda":
-        import torch
-
-        return int(torch.cuda.max_memory_allocated())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def is_busy() -> bool:

@@ -43,6 +43,9 @@ def test_from_a_recipe_to_a_classifier(write_recipe: WriteRecipe, tmp_path: Path
     assert [trial["parameters"]["trainable"] for trial in seen["trials"]] == [578, 578, 66, 66]
     assert all(set(trial["forecast"]) == {"seconds", "peak_bytes"} for trial in seen["trials"])
     assert seen["fleets"][0]["trials"] == [trial["id"] for trial in seen["trials"]]
+    assert seen["fleets"][0]["forecast"]["seconds"] == pytest.approx(
+        sum(trial["forecast"]["seconds"] for trial in seen["trials"]), abs=0.3
+    )
     assert (seen["fleets"][0]["layout"], seen["fleets"][0]["precision"]) == ("packed", "fp32")
     assert any("seeds" in warning for warning in seen["warnings"])
     assert not run.exists()

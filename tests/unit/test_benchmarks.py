@@ -25,6 +25,7 @@ from fleetune.engine.shape import shape_from_config
 from fleetune.engine.trial import TrialSpec
 from fleetune.lab.demo import demo_recipe
 from fleetune.lab.plan import plan
+from fleetune.runtime import device
 from tests.tiny import plain_model, random_data, tiny_folder
 
 FACTS = Facts(
@@ -140,13 +141,15 @@ def test_operations_follow_the_formula() -> None:
 
 
 def test_fleets_are_those_of_a_run() -> None:
-    planned = plan(demo_recipe())
+    inputs = inputs_of("bert")
+    planned = plan(demo_recipe(), lambda trials: len(trials) <= 16)
     specs = {trial.id: TrialSpec(trial.id, trial.method, trial.training, trial.seed) for trial in planned.trials}
-    divided = divide_into_fleets(tuple(specs.values()))
+    divided = divide_into_fleets(replace(inputs, trials=tuple(specs.values())))
     assert [[spec.id for spec in fleet] for fleet in divided] == [
         [trial.id for trial in fleet.trials] for fleet in planned.fleets
     ]
-    assert [len(fleet) for fleet in divide_into_fleets(WORKLOADS["w6"].trials)] == [16, 16]
+    on_processor = divide_into_fleets(replace(inputs, trials=WORKLOADS["w6"].trials))
+    assert [len(fleet) for fleet in on_processor] == ([16, 16] if device().type == "cpu" else [32])
 
 
 def test_processes_get_all_trials_and_their_share_of_each_method() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,13 @@ from fleetune.lab.plan import Plan, plan
 from fleetune.lab.recipe import recipe_from, resolved
 
 
+def always(trials: Sequence[object]) -> bool:
+    return True
+
+
 def planned(hashes: dict[str, str] | None = None, **tables: Any) -> Plan:
     document = {"data": {"path": "reviews.csv"}, "backbone": {"model": "m"}, "method": [{"kind": "lora"}], **tables}
-    return plan(recipe_from(document, Path("/base"), "r.toml"), hashes)
+    return plan(recipe_from(document, Path("/base"), "r.toml"), always, hashes)
 
 
 def test_the_matrix_is_data_by_backbone_by_method_by_axes_by_seeds():
@@ -114,8 +119,8 @@ def test_a_frozen_recipe_plans_the_same_trials():
     recipe = recipe_from(document, Path("/base"), "r.toml")
     again = recipe_from(resolved(recipe), Path("/elsewhere"), "frozen.toml")
     hashes = {"reviews": "h"}
-    assert [(t.id, t.label) for t in plan(again, hashes).trials] == [
-        (t.id, t.label) for t in plan(recipe, hashes).trials
+    assert [(t.id, t.label) for t in plan(again, always, hashes).trials] == [
+        (t.id, t.label) for t in plan(recipe, always, hashes).trials
     ]
 
 
@@ -146,7 +151,7 @@ def test_fleets_are_bounded_even_and_hold_every_trial_once(seeds: int, bound: in
         Path("/base"),
         "r.toml",
     )
-    made = plan(recipe, max_fleet_trials=bound)
+    made = plan(recipe, lambda trials: len(trials) <= bound)
     sizes = [len(fleet.trials) for fleet in made.fleets]
     assert max(sizes) <= bound and max(sizes) - min(sizes) <= 1 and len(sizes) == -(-seeds // bound)
     assert [trial.id for fleet in made.fleets for trial in fleet.trials] == [trial.id for trial in made.trials]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fleetune.cli.output import print_error, print_json, print_line, print_table
+from fleetune.cli.output import print_error, print_json, print_line, print_note, print_table
 from fleetune.cli.tables import describe_prediction, print_check, print_comparison, print_method, run_line
 from fleetune.cli.words import count, number, size
 from fleetune.errors import UserError
@@ -66,7 +66,7 @@ def check_recipe(recipe: Recipe, path: Path, as_json: bool) -> None:
     """Says what a run of the recipe would be."""
     from fleetune.lab.check import check
 
-    result = check(recipe)
+    result = check(recipe, print_note)
     if as_json:
         print_json(result.to_json())
         return

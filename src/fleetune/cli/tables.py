@@ -81,8 +81,12 @@ def print_check(result: Check) -> None:
         )
     headings = ["id", "trial", "data", "backbone", "trainable", "of it head", "time", "memory"]
     print_table(headings, trials, right=(4, 5, 6, 7))
-    for fleet, facts in zip(result.inputs.plan.fleets, result.backbones, strict=True):
-        print_line(f"fleet of {len(fleet.trials)} on {fleet.backbone.name}: {facts.layout}, {facts.precision}")
+    for fleet, known in zip(result.inputs.plan.fleets, result.fleets, strict=True):
+        print_line(
+            f"fleet of {len(fleet.trials)} on {fleet.backbone.name}: {known.facts.layout}, {known.facts.precision}, "
+            f"about {size(known.whole.peak_bytes)} of {size(result.memory_bytes)} memory, "
+            f"{duration(known.whole.seconds)}"
+        )
     for warning in result.warnings:
         print_line(f"warning: {warning}")
     print_line(f"{len(trials)} trials, about {duration(result.seconds)} together")

@@ -1,110 +1,116 @@
-"""How long a trial takes and how much memory it needs, from shapes and a short probe of the machine."""
+"""How long a trial takes, and in how much memory: by a probe, and where that is too late, from shapes alone."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fleetune.data.dataset import SplitName
 from fleetune.engine.config import TrainingConfig
-from fleetune.engine.operations import forward_operations, training_operations
+from fleetune.engine.fleet import FleetData
+from fleetune.engine.lanes import lanes
+from fleetune.engine.probe import Probe, largest_batch
 from fleetune.methods.base import BackboneShape, Method
-from fleetune.runtime import device, pick_precision, torch_dtype
+from fleetune.runtime import device, pick_precision
 
-UTILISATION = 0.35
-"""Share of the matrix-product peak that training reaches: seen on a MiniLM with short texts on two cores."""
-PROCESS_BYTES = 900_000_000
-"""Memory of a process with torch and transformers loaded and nothing else."""
+MOST_TRIALS = {"cpu": 16, "cuda": 64}
+"""In a fleet. More would not be faster, and all of a fleet's trials end at its end."""
+ROOM = 0.85
+"""Share of the available memory that a fleet is to fill."""
 BYTES_OF = {"bf16": 2, "fp32": 4, "float64": 8}
-TRAINED_COPIES = 5
-"""Of each trained value: itself, its gradient, two moments, and the best so far."""
+TRAINED_COPIES = 7
+"""Of each trained value: itself, its gradient, another lane's part of it, two moments, the best so far and the last."""
+LAYER_TENSORS = 3.0
+"""Tensors as wide as a layer's linear modules together that its backward pass keeps, and those under way."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What one trial is expected to take, alone on this machine.
+    """What a trial or a fleet is expected to take.
 
     Attributes:
-        seconds: Training and evaluation, without loading.
-        peak_bytes: Memory of the whole process.
-        own_bytes: The part that each further trial of a fleet adds.
+        seconds: Training and evaluation, without loading. Of a trial: its share of its fleet's time.
+        peak_bytes: Memory of the whole process, or of the GPU.
     """
 
     seconds: float
     peak_bytes: int
-    own_bytes: int
 
 
 def forecast_trial(
-    shape: BackboneShape,
-    method: Method,
-    training: TrainingConfig,
-    lengths: NDArray[np.int64],
-    sizes: Mapping[SplitName, int],
+    probe: Probe, side_by_side: int, shape: BackboneShape, method: Method, training: TrainingConfig, data: FleetData
 ) -> Forecast:
-    """Returns what a trial of `method` is expected to take.
+    """Returns what a trial is expected to take: its share of the time, and the memory as if it trained alone.
 
     Args:
+        probe: What a few steps of it took.
+        side_by_side: How many trials the probe trained together.
         shape: The backbone's shape.
         method: The method.
         training: Its training.
-        lengths: `(texts,)` tokens of each text.
-        sizes: Number of texts by split.
+        data: Its texts.
     """
-    precision = pick_precision(training.precision)
-    own = _trained_bytes(shape, method, precision) + _activation_bytes(shape, training, lengths, precision)
-    frozen = shape.backbone_parameters * BYTES_OF[precision]
-    operations = _operations(shape, method, training, float(lengths.mean()), sizes)
-    seconds = operations / (UTILISATION * matrix_product_rate(precision))
-    return Forecast(seconds, int(PROCESS_BYTES + frozen + own), int(own))
+    lengths = data.tokens.lengths
+    trained, evaluations = _texts_and_evaluations(training, len(data.splits["train"]))
+    train_tokens = trained * float(lengths[data.splits["train"]].mean())
+    evaluated_tokens = evaluations * _tokens(data, "validation") + _tokens(data, "test")
+    seconds = train_tokens * probe.train_seconds + evaluated_tokens * probe.evaluation_seconds
+    further = (side_by_side - 1) * trained_bytes(shape, method, training.precision)
+    missing = max(0, largest_batch(data, training.batch_size) - probe.batch_tokens)
+    more = lanes().count * missing * activation_bytes(shape, training.precision)
+    return Forecast(seconds, int(probe.peak_bytes - further + more))
 
 
-def _operations(
-    shape: BackboneShape, method: Method, training: TrainingConfig, mean_length: float, sizes: Mapping[SplitName, int]
-) -> float:
-    """Returns floating-point operations of training and every evaluation."""
-    train = sizes["train"]
+def _texts_and_evaluations(training: TrainingConfig, train: int) -> tuple[float, int]:
+    """Returns how many texts a trial is trained on, repeated ones counted, and how often it is evaluated."""
     steps_per_epoch = math.ceil(train / (training.batch_size * training.gradient_accumulation_steps))
-    epochs = training.epochs if training.max_steps is None else training.max_steps / steps_per_epoch
+    steps = training.max_steps or max(1, math.ceil(training.epochs * steps_per_epoch))
     every = steps_per_epoch if training.evaluate_every == "epoch" else training.evaluate_every
-    evaluations = math.ceil(epochs * steps_per_epoch / every)
-    evaluated = sizes.get("validation", 0) * (evaluations + 1) + sizes.get("test", 0)
-    trained = training_operations(shape, method) * epochs * train
-    return mean_length * (trained + forward_operations(shape) * evaluated)
+    return steps / steps_per_epoch * train, math.ceil(steps / every)
 
 
-def _trained_bytes(shape: BackboneShape, method: Method, precision: str) -> float:
-    master = BYTES_OF["float64"] if precision == "float64" else BYTES_OF["fp32"]
+def _tokens(data: FleetData, split: SplitName) -> int:
+    return int(data.tokens.lengths[data.splits.get(split, np.empty(0, np.int64))].sum())
+
+
+def trained_bytes(shape: BackboneShape, method: Method, precision: str) -> int:
+    """Returns the memory of what one trial trains, with the optimizer's state."""
+    master = BYTES_OF["float64"] if pick_precision(precision) == "float64" else BYTES_OF["fp32"]
     return TRAINED_COPIES * master * (method.expected_parameters(shape) + shape.head_parameters)
 
 
-def _activation_bytes(
-    shape: BackboneShape, training: TrainingConfig, lengths: NDArray[np.int64], precision: str
-) -> float:
-    """Returns what backward keeps: about three tensors of each linear module's width, for a long batch's tokens."""
+def activation_bytes(shape: BackboneShape, precision: str) -> float:
+    """Returns what the backward pass keeps of one token."""
     width = sum(site.out_features for site in shape.sites if site.kind == "linear" and site.layer is not None)
-    tokens = training.batch_size * float(np.quantile(lengths, 0.9))
-    return 3.0 * width * tokens * BYTES_OF[precision]
+    return LAYER_TENSORS * width * BYTES_OF[pick_precision(precision)]
 
 
-@cache
-def matrix_product_rate(precision: str) -> float:
-    """Returns this machine's peak of floating-point operations a second in matrix products, by a short probe."""
-    import torch
+@dataclass(frozen=True)
+class Candidate:
+    """What decides whether a trial fits into a fleet: its method, its training, and how long its texts may be."""
 
-    tokens, width, inner = 4096, 512, 2048
-    x, weight = (torch.randn(rows, width, device=device()).to(torch_dtype(precision)) for rows in (tokens, inner))
-    fastest, deadline = math.inf, time.perf_counter() + 0.3
-    while time.perf_counter() < deadline:
-        started = time.perf_counter()
-        torch.nn.functional.linear(x, weight)
-        if device().type == "cuda":
-            torch.cuda.synchronize()
-        fastest = min(fastest, time.perf_counter() - started)
-    return 2.0 * tokens * width * inner / fastest
+    method: Method
+    training: TrainingConfig
+    max_tokens: int
+
+
+def fits(shape: BackboneShape, fleet: Sequence[Candidate], available: int) -> bool:
+    """Returns whether trials can train together in the memory that there is.
+
+    Args:
+        shape: The shape of their backbone.
+        fleet: The trials.
+        available: Bytes that the device has free.
+    """
+    if len(fleet) > MOST_TRIALS[device().type]:
+        return False
+    precision = fleet[0].training.precision
+    frozen = shape.backbone_parameters * BYTES_OF[pick_precision(precision)]
+    own = sum(trained_bytes(shape, one.method, precision) for one in fleet)
+    batches = sorted(one.training.batch_size * one.max_tokens for one in fleet)
+    # On a processor each lane works on one batch, on a GPU all are worked on at a time.
+    working = batches[-lanes().count :] if device().type == "cpu" else batches
+    return frozen + own + sum(working) * activation_bytes(shape, precision) <= ROOM * available

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import time
+from functools import cache
 from math import prod
 
 from fleetune.methods.base import BackboneShape, Method
+from fleetune.runtime import device, torch_dtype
 
 
 def forward_operations(shape: BackboneShape) -> float:
@@ -25,3 +29,20 @@ def training_operations(shape: BackboneShape, method: Method) -> float:
     if method.sites(shape):
         passes = 2 if method.shares_backbone else 3
     return passes * forward_operations(shape)
+
+
+@cache
+def matrix_product_rate(precision: str) -> float:
+    """Returns this machine's peak of floating-point operations a second in matrix products, by a short probe."""
+    import torch
+
+    tokens, width, inner = 4096, 512, 2048
+    x, weight = (torch.randn(rows, width, device=device()).to(torch_dtype(precision)) for rows in (tokens, inner))
+    fastest, deadline = math.inf, time.perf_counter() + 0.3
+    while time.perf_counter() < deadline:
+        started = time.perf_counter()
+        torch.nn.functional.linear(x, weight)
+        if device().type == "cuda":
+            torch.cuda.synchronize()
+        fastest = min(fastest, time.perf_counter() - started)
+    return 2.0 * tokens * width * inner / fastest

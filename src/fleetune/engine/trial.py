@@ -137,7 +137,7 @@ class Trial:
     def _order_of(self, epoch: int) -> NDArray[np.int64]:
         # Asked for at every micro-batch, and a permutation of a million texts takes as long as a step.
         if self._order is None or self._order[0] != epoch:
-            self._order = epoch, random_stream("order", self.spec.seed, epoch).permutation(len(self.train))
+            self._order = epoch, epoch_order(self.spec.seed, epoch, len(self.train))
         return self._order[1]
 
     def next_batch(self) -> tuple[NDArray[np.int64], int]:
@@ -242,3 +242,8 @@ class Trial:
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def epoch_order(seed: int, epoch: int, texts: int) -> NDArray[np.int64]:
+    """Returns the order `(texts,)` in which a trial with `seed` sees its training texts in `epoch`."""
+    return random_stream("order", seed, epoch).permutation(texts)

@@ -9,13 +9,12 @@ from typing import Any
 
 from fleetune.data.audit import Audit
 from fleetune.data.tokens import Tokens
-from fleetune.engine.backbone import load_backbone
-from fleetune.engine.forecast import Forecast, forecast_trial
-from fleetune.lab.executors.base import BackboneFacts
-from fleetune.lab.executors.local import facts_of
+from fleetune.engine.forecast import Forecast
+from fleetune.lab.forecasts import FleetForecast, Say, forecast_fleets
 from fleetune.lab.inputs import Inputs, gather_inputs, tokens_for
-from fleetune.lab.plan import FleetPlan, Trial
+from fleetune.lab.plan import Trial
 from fleetune.lab.recipe import Recipe
+from fleetune.memory import available_bytes, used_bytes
 
 FEW_SEEDS = 3
 MANY_TRUNCATED = 0.05
@@ -29,21 +28,26 @@ class Check:
     Attributes:
         inputs: Data, plan and parameter counts.
         audits: By data name, with token counts; those of the first backbone's tokenizer.
-        backbones: What loading each fleet's backbone found out, by fleet.
-        forecasts: By trial id; a fleet's memory is that of its largest forecast.
+        fleets: What is known of each fleet of the plan, in its order.
+        memory_bytes: What this process can have in all, on the device that trains.
         warnings: What may make the result less than it seems.
     """
 
     inputs: Inputs
     audits: dict[str, Audit]
-    backbones: tuple[BackboneFacts, ...]
-    forecasts: dict[str, Forecast]
+    fleets: tuple[FleetForecast, ...]
+    memory_bytes: int
     warnings: tuple[str, ...]
 
     @property
     def seconds(self) -> float:
         """Forecast of the whole run."""
-        return sum(forecast.seconds for forecast in self.forecasts.values())
+        return sum(fleet.whole.seconds for fleet in self.fleets)
+
+    @property
+    def forecasts(self) -> dict[str, Forecast]:
+        """What each trial is expected to take, by its id."""
+        return {name: forecast for fleet in self.fleets for name, forecast in fleet.trials.items()}
 
     def to_json(self) -> dict[str, Any]:
         """Returns what `fleetune check --json` prints."""
@@ -53,17 +57,17 @@ class Check:
             "fleets": [
                 {
                     "trials": [trial.id for trial in fleet.trials],
-                    "layout": facts.layout,
-                    "layout_reason": facts.layout_reason,
-                    "precision": facts.precision,
+                    "layout": known.facts.layout,
+                    "layout_reason": known.facts.layout_reason,
+                    "precision": known.facts.precision,
+                    "forecast": _forecast_json(known.whole),
                 }
-                for fleet, facts in zip(self.inputs.plan.fleets, self.backbones, strict=True)
+                for fleet, known in zip(self.inputs.plan.fleets, self.fleets, strict=True)
             ],
             "warnings": list(self.warnings),
         }
 
     def _trial(self, trial: Trial) -> dict[str, Any]:
-        forecast = self.forecasts[trial.id]
         return {
             "id": trial.id,
             "name": trial.name,
@@ -74,12 +78,16 @@ class Check:
             "training": trial.training.model_dump(mode="json"),
             "seed": trial.seed,
             "parameters": self.inputs.parameters[trial.id],
-            "forecast": {"seconds": round(forecast.seconds, 1), "peak_bytes": forecast.peak_bytes},
+            "forecast": _forecast_json(self.forecasts[trial.id]),
         }
 
 
-def check(recipe: Recipe) -> Check:
-    """Returns what a run of `recipe` would be.
+def _forecast_json(forecast: Forecast) -> dict[str, float]:
+    return {"seconds": round(forecast.seconds, 1), "peak_bytes": forecast.peak_bytes}
+
+
+def check(recipe: Recipe, say: Say = lambda line: None) -> Check:
+    """Returns what a run of `recipe` would be; tells `say` what it looks at.
 
     Raises:
         UserError: If the recipe, its data or a backbone cannot be used.
@@ -95,9 +103,9 @@ def check(recipe: Recipe) -> Check:
         }
         audits = {data.name: _audit(inputs, data.name, tokens[data.name, recipe.backbones[0].name])
                   for data in recipe.data}  # fmt: skip
-        forecasts = {trial.id: _forecast(trial, inputs, tokens) for trial in inputs.plan.trials}
-    backbones = _load_backbones(inputs)
-    return Check(inputs, audits, backbones, forecasts, tuple(_warnings(inputs, audits, backbones)))
+        memory = available_bytes() + used_bytes()
+        fleets = forecast_fleets(inputs, tokens, say)
+    return Check(inputs, audits, fleets, memory, tuple(_warnings(inputs, audits, fleets, memory)))
 
 
 def _audit(inputs: Inputs, name: str, tokens: Tokens) -> Audit:
@@ -105,28 +113,7 @@ def _audit(inputs: Inputs, name: str, tokens: Tokens) -> Audit:
     return inputs.prepared[name].audit.with_tokens(tokens.full_lengths, max_tokens)
 
 
-def _forecast(trial: Trial, inputs: Inputs, tokens: dict[tuple[str, str], Tokens]) -> Forecast:
-    key = (trial.data.name, trial.backbone.name)
-    splits = inputs.prepared[trial.data.name].dataset.splits
-    sizes = {split: len(indices) for split, indices in splits.items()}
-    return forecast_trial(inputs.shapes[key], trial.method, trial.training, tokens[key].lengths, sizes)
-
-
-def _load_backbones(inputs: Inputs) -> tuple[BackboneFacts, ...]:
-    """Returns the facts by fleet; each backbone is loaded once for each precision."""
-    facts: dict[tuple[object, ...], BackboneFacts] = {}
-    for fleet in inputs.plan.fleets:
-        if _backbone_key(fleet) not in facts:
-            num_labels = inputs.prepared[fleet.data.name].dataset.num_labels
-            facts[_backbone_key(fleet)] = facts_of(load_backbone(fleet.backbone, num_labels, fleet.precision))
-    return tuple(facts[_backbone_key(fleet)] for fleet in inputs.plan.fleets)
-
-
-def _backbone_key(fleet: FleetPlan) -> tuple[object, ...]:
-    return (fleet.backbone, fleet.precision)
-
-
-def _warnings(inputs: Inputs, audits: dict[str, Audit], backbones: tuple[BackboneFacts, ...]) -> list[str]:
+def _warnings(inputs: Inputs, audits: dict[str, Audit], fleets: tuple[FleetForecast, ...], memory: int) -> list[str]:
     lines: list[str] = []
     for name, audit in audits.items():
         lines += [f"{name}: {warning}" for warning in audit.warnings]
@@ -143,7 +130,10 @@ def _warnings(inputs: Inputs, audits: dict[str, Audit], backbones: tuple[Backbon
     for entry in inputs.recipe.methods:
         if len(entry.seeds) < FEW_SEEDS:
             lines.append(f"{entry.name or entry.kind}: {len(entry.seeds)} seed(s) cannot show a spread; type seeds = 5")
-    for fleet, facts in zip(inputs.plan.fleets, backbones, strict=True):
+    for fleet, known in zip(inputs.plan.fleets, fleets, strict=True):
+        name, facts = fleet.backbone.name, known.facts
         if facts.layout == "padded":
-            lines.append(f"{fleet.backbone.name} trains in the padded layout, which is slower: {facts.layout_reason}")
+            lines.append(f"{name} trains in the padded layout, which is slower: {facts.layout_reason}")
+        if known.whole.peak_bytes > memory:
+            lines.append(f"{name} needs more memory than there is; a smaller batch_size or max_tokens needs less")
     return list(dict.fromkeys(lines))

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fleetune.data.prepare import Prepared, prepare
 from fleetune.data.tokens import Tokens, tokenize
 from fleetune.engine.config import BackboneConfig
+from fleetune.engine.forecast import Candidate, fits
 from fleetune.engine.shape import shape_from_config
 from fleetune.engine.source import find_folder
 from fleetune.errors import MethodError
 from fleetune.lab.parameters import ParameterCounts, count_parameters
 from fleetune.lab.plan import Plan, Trial, plan
 from fleetune.lab.recipe import Recipe
+from fleetune.memory import available_bytes
 from fleetune.methods.base import BackboneShape
 from fleetune.metrics import check_metric
 
@@ -50,12 +54,13 @@ def gather_inputs(recipe: Recipe) -> Inputs:
     for config in recipe.data:
         dataset = prepared[config.name].dataset
         check_metric(recipe.metric, dataset.num_labels, dataset.multi_label)
-    trials = plan(recipe, {name: one.dataset.content_hash() for name, one in prepared.items()})
     shapes = {
         (data.name, backbone.name): shape_from_config(find_folder(backbone), prepared[data.name].dataset.num_labels)
         for data in recipe.data
         for backbone in recipe.backbones
     }
+    hashes = {name: one.dataset.content_hash() for name, one in prepared.items()}
+    trials = plan(recipe, partial(_fit_into, available_bytes(), shapes), hashes)
     parameters = {trial.id: _count(trial, shapes[trial.data.name, trial.backbone.name]) for trial in trials.trials}
     return Inputs(recipe, prepared, trials, shapes, parameters)
 
@@ -68,6 +73,12 @@ def tokens_for(
 
     tokenizer = load_tokenizer(backbone)
     return tokenize(prepared.dataset, tokenizer, max_tokens, cache, model_id or str(find_folder(backbone)))
+
+
+def _fit_into(available: int, shapes: Mapping[tuple[str, str], BackboneShape], trials: Sequence[Trial]) -> bool:
+    """Returns whether the trials can train together in `available` bytes."""
+    shape = shapes[trials[0].data.name, trials[0].backbone.name]
+    return fits(shape, [Candidate(trial.method, trial.training, trial.data.max_tokens) for trial in trials], available)
 
 
 def _count(trial: Trial, shape: BackboneShape) -> ParameterCounts:

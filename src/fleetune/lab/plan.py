@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 from fleetune.data.config import DataConfig
 from fleetune.engine.config import BackboneConfig, TrainingConfig
@@ -15,8 +15,8 @@ from fleetune.errors import RecipeError
 from fleetune.lab.recipe import Configuration, Recipe
 from fleetune.methods.base import Method
 
-MAX_FLEET_TRIALS = 16
 ID_DIGITS = 12
+Item = TypeVar("Item")
 _SHORT = {"rank": "r", "learning_rate": "lr", "batch_size": "bs", "target_modules": "on"}
 
 
@@ -78,16 +78,18 @@ class Plan:
     fleets: tuple[FleetPlan, ...]
 
 
-def plan(
-    recipe: Recipe, data_hashes: Mapping[str, str] | None = None, max_fleet_trials: int = MAX_FLEET_TRIALS
-) -> Plan:
+Fits = Callable[[Sequence[Trial]], bool]
+"""Whether trials can train together on this machine."""
+
+
+def plan(recipe: Recipe, fits: Fits, data_hashes: Mapping[str, str] | None = None) -> Plan:
     """Returns data × backbone × method × axes × seeds, in the order of the recipe.
 
     Args:
         recipe: What is asked for.
+        fits: What bounds a fleet; one trial trains in any case.
         data_hashes: Content hash of each data set by name. A trial's identity is then the texts it sees, not where
             their file lies.
-        max_fleet_trials: Most trials in one fleet.
 
     Raises:
         RecipeError: If two configurations are the same, or have the same name.
@@ -110,7 +112,7 @@ def plan(
         for seed in seeds
     )
     _refuse_twins(trials)
-    return Plan(trials, _fleets(trials, max_fleet_trials))
+    return Plan(trials, _fleets(trials, fits))
 
 
 def _configurations(recipe: Recipe) -> list[tuple[Configuration, tuple[int, ...]]]:
@@ -181,17 +183,23 @@ def _refuse_twins(trials: Sequence[Trial]) -> None:
             raise RecipeError(f"two methods are called '{trial.name}'; give each its own name = \"…\"")
 
 
-def _fleets(trials: Sequence[Trial], max_trials: int) -> tuple[FleetPlan, ...]:
+def _fleets(trials: Sequence[Trial], fits: Fits) -> tuple[FleetPlan, ...]:
     groups: dict[tuple[str, str, str, str], list[Trial]] = {}
     for trial in trials:
         alone = "" if trial.method.shares_backbone else trial.id
         key = (trial.data.name, trial.backbone.name, trial.training.precision, alone)
         groups.setdefault(key, []).append(trial)
-    return tuple(FleetPlan(part) for group in groups.values() for part in _even_parts(group, max_trials))
+    return tuple(FleetPlan(part) for group in groups.values() for part in even_parts(group, fits))
 
 
-def _even_parts(trials: Sequence[Trial], max_trials: int) -> list[tuple[Trial, ...]]:
-    """Returns the trials in order in as few parts as the bound allows, none more than one trial larger than another."""
-    count = -(-len(trials) // max_trials)
-    borders = [len(trials) * part // count for part in range(count + 1)]
-    return [tuple(trials[start:end]) for start, end in pairwise(borders)]
+def even_parts(items: Sequence[Item], fits: Callable[[Sequence[Item]], bool]) -> list[tuple[Item, ...]]:
+    """Returns the items in order in as few parts as fit, none more than one item larger than another.
+
+    One item by itself is not asked whether it fits.
+    """
+    for count in range(1, len(items)):
+        borders = [len(items) * part // count for part in range(count + 1)]
+        parts = [tuple(items[start:end]) for start, end in pairwise(borders)]
+        if all(len(part) == 1 or fits(part) for part in parts):
+            return parts
+    return [(item,) for item in items]

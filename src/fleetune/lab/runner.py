@@ -28,7 +28,8 @@ from fleetune.lab.predictions import write_predictions
 from fleetune.lab.recipe import Recipe
 from fleetune.lab.signals import RunInterrupted, StopRequest
 from fleetune.lab.summary import RunSummary, Tally
-from fleetune.runtime import is_busy, peak_bytes
+from fleetune.memory import peak_bytes
+from fleetune.runtime import is_busy
 
 
 def run(

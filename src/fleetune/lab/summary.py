@@ -9,8 +9,7 @@ from typing import Any
 
 from fleetune.data.dataset import SplitName
 from fleetune.engine.events import Evaluated, Event, Finished, Stepped
-from fleetune.engine.forecast import matrix_product_rate
-from fleetune.engine.operations import forward_operations, training_operations
+from fleetune.engine.operations import forward_operations, matrix_product_rate, training_operations
 from fleetune.methods.base import BackboneShape, Method
 
 

@@ -1,0 +1,100 @@
+"""Memory in use, at its peak, and to be had: of the GPU where there is one, else of this process."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import resource
+import sys
+from pathlib import Path
+
+import psutil
+
+from fleetune.runtime import device
+
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_GROUP = Path("/sys/fs/cgroup")
+
+
+def begin_peak() -> bool:
+    """Gives back memory that nothing uses and sets the peak to what is left; returns whether the peak could be set."""
+    gc.collect()
+    if device().type == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return True
+    _trim()
+    try:
+        # As proc(5) has it: 5 resets the peak resident set size to its current value.
+        _CLEAR_REFS.write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _trim() -> None:
+    """Hands freed memory of the C library back to the system, where it is glibc."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
+def peak_bytes() -> int:
+    """Returns the most since the process began, or since `begin_peak`: allocated on the GPU, or resident."""
+    if device().type == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
+    return _high_water() or _peak_of_process()
+
+
+def _high_water() -> int:
+    if _STATUS.exists():
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def _peak_of_process() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def used_bytes() -> int:
+    """Returns what is in use now, as `peak_bytes` counts it."""
+    if device().type == "cuda":
+        import torch
+
+        return int(torch.cuda.memory_allocated())
+    return int(psutil.Process().memory_info().rss)
+
+
+def available_bytes() -> int:
+    """Returns what this process can have besides what it uses: of the GPU, or of the machine or its container."""
+    if device().type == "cuda":
+        import torch
+
+        cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return int(torch.cuda.mem_get_info()[0]) + cached
+    return min([int(psutil.virtual_memory().available), *_left_in_group()])
+
+
+def _left_in_group() -> list[int]:
+    """Returns what the container's limit leaves, by control groups version 2 or 1; nothing where there is no limit."""
+    left = []
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            most, now = int((_GROUP / limit).read_text()), int((_GROUP / used).read_text())
+        except (OSError, ValueError):
+            continue
+        left.append(max(0, most - now))
+    return left
