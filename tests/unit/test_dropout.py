@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import chi2
 
 from fleetune.engine.dropout import Stream, keep_mask, stream_key
 from fleetune.engine.kernels import masks
+from fleetune.engine.kernels.attention import NO_WINDOW, ROW_BITS, attend
 
 WIDTH = 1000
 
@@ -60,6 +62,23 @@ def test_compiled_masks_are_those_of_torch(width: int, dtype: torch.dtype) -> No
     key = stream_key(Stream(1, 2, 3), "site")
     keep = masks.torch_words(key, rows, width) >= round(0.25 * 65536)
     torch.testing.assert_close(keep_mask(key, rows, width, 0.25, dtype), (keep / 0.75).to(dtype))
+
+
+def test_attention_drops_what_torch_says() -> None:
+    length, heads, text, dropped = 21, 3, 7, 1 << 14
+    key = stream_key(Stream(1, 2, 3), "site")
+    # With equal scores and the identity as values, the result is the mask.
+    scores, values = np.zeros((length, heads, 24), np.float32), np.zeros((length, heads, 24), np.float32)
+    values[:, :, :length] = np.eye(length, dtype=np.float32)[:, None]
+    out, log_sums = np.empty_like(scores), np.empty((length, heads), np.float32)
+    start, count = np.zeros(1, np.int64), np.full(1, length)
+    attend(
+        scores, scores, values, start, count, start, count, np.full(1, text), np.float32(1), False, NO_WINDOW,
+        np.full(1, key, np.uint64), np.full(1, dropped, np.int32), np.ones(1, np.float32), out, log_sums,
+    )  # fmt: skip
+    rows = (text * heads + torch.arange(heads) << ROW_BITS) + torch.arange(length)[:, None]
+    expected = masks.torch_words(key, rows, length) >= dropped
+    assert torch.equal(torch.from_numpy(out[..., :length]) > 0, expected)
 
 
 def test_a_part_of_a_mask_is_that_part() -> None:

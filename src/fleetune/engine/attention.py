@@ -10,7 +10,7 @@ import torch
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 
-from fleetune.engine.dropout import ForwardState, Threshold, apply_dropout
+from fleetune.engine.dropout import ForwardState, Mask, Threshold, apply_dropout
 from fleetune.engine.kernels import attention as kernels
 from fleetune.engine.kernels.numbers import array_of
 from fleetune.engine.layout import POSITION_BITS
@@ -94,7 +94,7 @@ def packed_attention(
         softcap=softcap,
         streams=_dropout_streams(state, pack, str(module.fleetune_place), dropout),
     )
-    rows = [x[0].transpose(0, 1) for x in (query, key, value)]
+    rows = [x.squeeze(0).transpose(0, 1) for x in (query, key, value)]
     attend: Any = _Attention.apply if _has_kernel(rows, call) else _plain_attention
     output: Tensor = attend(*rows, call)
     return output[None], None
@@ -227,7 +227,9 @@ def _drop_weights(weights: Tensor, bucket: Bucket, call: _Call) -> Tensor:
 
 
 def _drop_piece(weights: Tensor, numbers: Tensor, key: int, rate: float) -> Tensor:
-    return apply_dropout(weights, weight_rows(numbers, *weights.shape[1:3]), key, rate) if rate else weights
+    if rate == 0.0:
+        return weights
+    return apply_dropout(weights, Mask(weight_rows(numbers, *weights.shape[1:3]), key, rate))
 
 
 def weight_rows(numbers: Tensor, heads: int, queries: int) -> Tensor:

@@ -51,6 +51,28 @@ class Threshold:
         return cls(dropped, LEVELS / (LEVELS - dropped))
 
 
+@dataclass(frozen=True)
+class Mask:
+    """What one passage of one place drops.
+
+    Attributes:
+        rows: Rows of the mask, in the shape of what it acts on without its last dimension.
+        key: The 64-bit key of the place.
+        rate: Probability of a zero.
+    """
+
+    rows: Tensor
+    key: int
+    rate: float
+
+    def on(self, x: Tensor) -> Tensor:
+        """Returns `x` `(*rows.shape, width)` with dropout. Where a kernel does it, gradients do not pass."""
+        if x.device.type == "cpu":
+            threshold = Threshold.of(self.rate)
+            return masks.dropout(x, self.rows, self.key, threshold.dropped, threshold.scale)
+        return x * keep_mask(self.key, self.rows, x.shape[-1], self.rate, x.dtype)
+
+
 class ForwardState(threading.local):
     """What every changed module of a backbone knows of the forward pass under way; each thread has its own.
 
@@ -86,7 +108,7 @@ class ForwardState(threading.local):
         """Returns one trial's `x` `(…, width)` with dropout; `x` itself in evaluation or at rate 0."""
         if rate == 0.0 or slot not in self.streams or self.pack is None:
             return x
-        return apply_dropout(x, self.pack.rows_of(slot, x), self.key(slot, place), rate)
+        return apply_dropout(x, Mask(self.pack.rows_of(slot, x), self.key(slot, place), rate))
 
     def backbone_rate(self, slot: int, rate: float) -> float:
         """Returns the rate at which the backbone's own dropout acts on a trial."""
@@ -99,12 +121,12 @@ def stream_key(stream: Stream, place: str, call: int = 0) -> int:
     return int.from_bytes(hashlib.blake2b(facts.encode(), digest_size=8).digest(), "little")
 
 
-def apply_dropout(x: Tensor, rows: Tensor, key: int, rate: float) -> Tensor:
-    """Returns `x` `(*rows.shape, width)` with dropout: the mask of `key` at `rows`."""
+def apply_dropout(x: Tensor, mask: Mask) -> Tensor:
+    """Returns `x` `(*rows.shape, width)` with dropout by `mask`, and lets gradients pass."""
     if x.device.type == "cpu":
-        result: Tensor = _Dropout.apply(x, rows, key, Threshold.of(rate))
+        result: Tensor = _Dropout.apply(x, mask)
         return result
-    return x * keep_mask(key, rows, x.shape[-1], rate, x.dtype)
+    return mask.on(x)
 
 
 def keep_mask(key: int, rows: Tensor, width: int, rate: float, dtype: torch.dtype) -> Tensor:
@@ -124,13 +146,13 @@ class _Dropout(torch.autograd.Function):
     """Dropout that makes its mask again in the backward pass, where reading it would cost as much."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: Tensor, key: int, threshold: Threshold) -> Tensor:
-        ctx.mask = rows, key, threshold.dropped, threshold.scale
-        return masks.dropout(x, *ctx.mask)
+    def forward(ctx: Any, x: Tensor, mask: Mask) -> Tensor:
+        ctx.mask = mask
+        return mask.on(x)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        return masks.dropout(gradients[0], *ctx.mask), None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.mask.on(gradients[0]), None
 
 
 class FleetDropout(nn.Module):

@@ -8,9 +8,24 @@ from __future__ import annotations
 
 import numpy as np
 
-from fleetune.engine.kernels.masks import fill_words
-from fleetune.engine.kernels.numbers import F, exponential, helper, inline, kernel, load, store
-from fleetune.engine.kernels.tiles import multiply
+from fleetune.engine.kernels.masks import lanes_kept
+from fleetune.engine.kernels.numbers import (
+    LANES,
+    F,
+    exponentials,
+    inline,
+    kernel,
+    larger,
+    largest_lane,
+    load,
+    load_lanes,
+    select_between,
+    spread,
+    store,
+    store_lanes,
+    sum_of_lanes,
+)
+from fleetune.engine.kernels.tiles import ROWS, multiply, transpose
 
 NO_WINDOW = 1 << 30
 ROW_BITS = 20
@@ -19,34 +34,38 @@ ROW_BITS = 20
 
 @inline
 def _padded(count):
-    return (count + 7) // 8 * 8
+    return (count + LANES - 1) // LANES * LANES
+
+
+@inline
+def _to_tiles(count):
+    return (count + ROWS - 1) // ROWS * ROWS
 
 
 @inline
 def _fill(target, source, start, count, head, width, factor):
-    """Sets rows of `target` to one head's rows of `source` times `factor`, and the rest of their padding to zero."""
-    for i in range(_padded(count)):
-        row = target[i]
-        row[:] = F(0)
-        if i < count:
-            values = source[start + i, head]
-            for d in range(width):
-                row[d] = load(values, d) * factor
-
-
-@inline
-def _fill_transposed(target, source, start, count, head, width):
-    for d in range(width):
-        for i in range(_padded(count)):
-            target[d, i] = F(0)
+    """Sets rows of `target` to one head's rows of `source` times `factor`; what pads them may be anything."""
+    whole = width // LANES * LANES
     for i in range(count):
-        values = source[start + i, head]
-        for d in range(width):
-            target[d, i] = load(values, d)
+        row, values = target[i], source[start + i, head]
+        for d in range(0, whole, LANES):
+            store_lanes(row, d, load_lanes(values, d) * factor)
+        for d in range(whole, width):
+            row[d] = load(values, d) * factor
 
 
 @inline
-def _first_key(query, causal, window):
+def _put(target, row, width, factor):
+    """Sets one head's row of a result to `row` times `factor`."""
+    whole = width // LANES * LANES
+    for d in range(0, whole, LANES):
+        store_lanes(target, d, load_lanes(row, d) * factor)
+    for d in range(whole, width):
+        store(target, d, row[d] * factor)
+
+
+@inline
+def _first_key(query, window):
     return max(0, query - window + 1)
 
 
@@ -55,12 +74,56 @@ def _end_of_keys(query, length, causal, window):
     return min(length, query + 1) if causal else min(length, query + window)
 
 
-@helper
-def _largest(row):
-    largest = row[0]
-    for j in range(row.size):
-        largest = max(largest, row[j])
-    return largest
+@inline
+def _largest(row, low, high):
+    """Returns the largest of a row's numbers from `low` to `high - 1`."""
+    largest = spread(F(-np.inf))
+    for j in range(low // LANES * LANES, _padded(high), LANES):
+        largest = larger(select_between(low - j, high - j, load_lanes(row, j), F(-np.inf)), largest)
+    return largest_lane(largest)
+
+
+@inline
+def _weigh(row, low, high, largest, mask):
+    """Sets a row of scores to the weights of `low` to `high - 1`, not yet divided by their sum, which it returns."""
+    stream, mask_row, dropped, keep = mask
+    total = spread(F(0))
+    for j in range(low // LANES * LANES, _padded(high), LANES):
+        weight = select_between(low - j, high - j, exponentials(load_lanes(row, j) - largest), F(0))
+        total = total + weight
+        if dropped > 0:
+            weight = weight * lanes_kept(stream, mask_row, j, dropped, keep)
+        store_lanes(row, j, weight)
+    return sum_of_lanes(total)
+
+
+@inline
+def _weigh_again(row, slope, whole, low, high, log_sum, mask):
+    """Sets a row of scores to weights, and the row of their gradients, `slope`, to that of the scores.
+
+    `whole` is memory for the weights before dropout.
+    """
+    stream, mask_row, dropped, keep = mask
+    total = spread(F(0))
+    for j in range(low // LANES * LANES, _padded(high), LANES):
+        weight = select_between(low - j, high - j, exponentials(load_lanes(row, j) - log_sum), F(0))
+        store_lanes(whole, j, weight)
+        if dropped > 0:
+            weight = weight * lanes_kept(stream, mask_row, j, dropped, keep)
+        store_lanes(row, j, weight)
+        steep = weight * select_between(low - j, high - j, load_lanes(slope, j), F(0))
+        store_lanes(slope, j, steep)
+        total = total + steep
+    mean = sum_of_lanes(total)
+    for j in range(low // LANES * LANES, _padded(high), LANES):
+        store_lanes(slope, j, load_lanes(slope, j) - load_lanes(whole, j) * mean)
+
+
+@inline
+def _clear_unseen(row, low, high, length):
+    """Sets to zero what the vectors from `low` to `high - 1` leave of a row."""
+    row[: low // LANES * LANES] = F(0)
+    row[_padded(high) : length] = F(0)
 
 
 @kernel
@@ -88,130 +151,81 @@ def attend(query, key, value, query_starts, query_counts, starts, lengths, texts
     """
     heads, width = query.shape[1], query.shape[2]
     per_group, wide, longest = heads // key.shape[1], _padded(width), _padded(lengths.max())
-    q, v = np.empty((longest, wide), F), np.empty((longest, wide), F)
-    k, result = np.empty((wide, longest), F), np.empty((longest, wide), F)
-    weights, words = np.empty((longest, longest), F), np.empty(longest // 4, np.uint64)
-    factors = np.empty(longest, F)
+    q, k, v = np.zeros((longest, wide), F), np.zeros((longest, wide), F), np.zeros((longest, wide), F)
+    k_columns, result = np.empty((wide, longest), F), np.empty((longest, wide), F)
+    weights, largest, totals = np.empty((longest, longest), F), np.empty(longest, F), np.empty(longest, F)
     for t in range(len(lengths)):
         length, count, start, first = lengths[t], query_counts[t], starts[t], query_starts[t]
-        columns = _padded(length)
         for head in range(heads):
             if head % per_group == 0:
-                _fill_transposed(k, key, start, length, head // per_group, width)
+                _fill(k, key, start, length, head // per_group, width, F(1))
+                transpose(k_columns.ctypes.data, longest, _padded(length), wide, k.ctypes.data, wide)
                 _fill(v, value, start, length, head // per_group, width, F(1))
             _fill(q, query, first, count, head, width, scale)
-            multiply(weights.ctypes.data, longest, _padded(count), columns, q.ctypes.data, wide, 1,
-                     k.ctypes.data, longest, width)  # fmt: skip
+            multiply(weights.ctypes.data, longest, _to_tiles(count), _to_tiles(length), q.ctypes.data, wide, 1,
+                     k_columns.ctypes.data, longest, width)  # fmt: skip
             for i in range(count):
-                row = weights[i]
-                low, high = _first_key(i, causal, window), _end_of_keys(i, length, causal, window)
-                seen = row[low:high]
-                largest = _largest(seen)
-                total = F(0)
-                for j in range(seen.size):
-                    weight = exponential(seen[j] - largest)
-                    seen[j] = weight
-                    total += weight
-                log_sums[first + i, head] = largest + np.log(total)
-                factor = F(1) / total
-                if dropped[t] > 0:
-                    fill_words(words, keys[t], (texts[t] * heads + head) << ROW_BITS | i, length)
-                    factor *= keep[t]
-                    fates, threshold = words.view(np.uint16)[low:high], np.uint16(dropped[t])
-                    for j in range(seen.size):
-                        factors[j] = factor if fates[j] >= threshold else F(0)
-                    for j in range(seen.size):
-                        seen[j] *= factors[j]
-                else:
-                    for j in range(seen.size):
-                        seen[j] *= factor
-                row[:low] = F(0)
-                row[high:columns] = F(0)
-            multiply(result.ctypes.data, wide, _padded(count), wide, weights.ctypes.data, longest, 1,
+                low, high = _first_key(i, window), _end_of_keys(i, length, causal, window)
+                largest[i] = _largest(weights[i], low, high)
+            for i in range(count):
+                low, high = _first_key(i, window), _end_of_keys(i, length, causal, window)
+                mask = (keys[t], (texts[t] * heads + head) << ROW_BITS | i, dropped[t], keep[t])
+                totals[i] = _weigh(weights[i], low, high, largest[i], mask)
+                _clear_unseen(weights[i], low, high, length)
+            multiply(result.ctypes.data, wide, _to_tiles(count), _to_tiles(width), weights.ctypes.data, longest, 1,
                      v.ctypes.data, wide, length)  # fmt: skip
             for i in range(count):
-                target, row = out[first + i, head], result[i]
-                for d in range(width):
-                    store(target, d, row[d])
+                log_sums[first + i, head] = largest[i] + np.log(totals[i])
+                _put(out[first + i, head], result[i], width, F(1) / totals[i])
 
 
 @kernel
-def attend_backward(  # noqa: C901
-                    gradient, query, key, value, query_starts, query_counts, starts, lengths, texts, scale, causal,
+def attend_backward(gradient, query, key, value, query_starts, query_counts, starts, lengths, texts, scale, causal,
                     window, keys, dropped, keep, log_sums, query_gradient, key_gradient,
                     value_gradient):  # fmt: skip
     """Sets the gradients of `query`, `key` and `value` from that of `attend`'s result; arguments as there."""
     heads, width = query.shape[1], query.shape[2]
     per_group, wide, longest = heads // key.shape[1], _padded(width), _padded(lengths.max())
-    q, g = np.empty((longest, wide), F), np.empty((longest, wide), F)
-    k, k_columns, v_columns = np.empty((longest, wide), F), np.empty((wide, longest), F), np.empty((wide, longest), F)
-    weights, slopes = np.empty((longest, longest), F), np.empty((longest, longest), F)
-    words, kept = np.empty(longest // 4, np.uint64), np.empty(longest, F)
+    q, g = np.zeros((longest, wide), F), np.zeros((longest, wide), F)
+    k, v = np.zeros((longest, wide), F), np.zeros((longest, wide), F)
+    k_columns, v_columns = np.empty((wide, longest), F), np.empty((wide, longest), F)
+    weights, slopes, whole = np.empty((longest, longest), F), np.empty((longest, longest), F), np.empty(longest, F)
     result, k_sum, v_sum = np.empty((longest, wide), F), np.empty((longest, wide), F), np.empty((longest, wide), F)
     for t in range(len(lengths)):
         length, count, start, first = lengths[t], query_counts[t], starts[t], query_starts[t]
-        columns = _padded(length)
         for head in range(heads):
             group = head // per_group
             if head % per_group == 0:
                 _fill(k, key, start, length, group, width, F(1))
-                _fill_transposed(k_columns, key, start, length, group, width)
-                _fill_transposed(v_columns, value, start, length, group, width)
-                k_sum[:columns] = F(0)
-                v_sum[:columns] = F(0)
+                transpose(k_columns.ctypes.data, longest, _padded(length), wide, k.ctypes.data, wide)
+                _fill(v, value, start, length, group, width, F(1))
+                transpose(v_columns.ctypes.data, longest, _padded(length), wide, v.ctypes.data, wide)
             _fill(q, query, first, count, head, width, scale)
             _fill(g, gradient, first, count, head, width, F(1))
-            multiply(weights.ctypes.data, longest, _padded(count), columns, q.ctypes.data, wide, 1,
+            multiply(weights.ctypes.data, longest, _to_tiles(count), _to_tiles(length), q.ctypes.data, wide, 1,
                      k_columns.ctypes.data, longest, width)  # fmt: skip
-            multiply(slopes.ctypes.data, longest, _padded(count), columns, g.ctypes.data, wide, 1,
+            multiply(slopes.ctypes.data, longest, _to_tiles(count), _to_tiles(length), g.ctypes.data, wide, 1,
                      v_columns.ctypes.data, longest, width)  # fmt: skip
             for i in range(count):
-                row, slope, log_sum = weights[i], slopes[i], log_sums[first + i, head]
-                low, high = _first_key(i, causal, window), _end_of_keys(i, length, causal, window)
-                # Views that start at 0: with another start each index would be tested for a negative one.
-                seen, steep, mean = row[low:high], slope[low:high], F(0)
-                for j in range(seen.size):
-                    seen[j] = exponential(seen[j] - log_sum)
-                if dropped[t] > 0:
-                    fill_words(words, keys[t], (texts[t] * heads + head) << ROW_BITS | i, length)
-                    fates, threshold, factor = words.view(np.uint16)[low:high], np.uint16(dropped[t]), keep[t]
-                    for j in range(seen.size):
-                        kept[j] = factor if fates[j] >= threshold else F(0)
-                    for j in range(seen.size):
-                        kept[j] *= seen[j]
-                        mean += kept[j] * steep[j]
-                    for j in range(seen.size):
-                        steep[j] = kept[j] * steep[j] - seen[j] * mean
-                        seen[j] = kept[j]
-                else:
-                    for j in range(seen.size):
-                        mean += seen[j] * steep[j]
-                    for j in range(seen.size):
-                        steep[j] = seen[j] * (steep[j] - mean)
-                row[:low] = F(0)
-                row[high:columns] = F(0)
-                slope[:low] = F(0)
-                slope[high:columns] = F(0)
-            multiply(result.ctypes.data, wide, _padded(count), wide, slopes.ctypes.data, longest, 1,
+                low, high = _first_key(i, window), _end_of_keys(i, length, causal, window)
+                mask = (keys[t], (texts[t] * heads + head) << ROW_BITS | i, dropped[t], keep[t])
+                _weigh_again(weights[i], slopes[i], whole, low, high, log_sums[first + i, head], mask)
+                _clear_unseen(weights[i], low, high, length)
+                _clear_unseen(slopes[i], low, high, length)
+            multiply(result.ctypes.data, wide, _to_tiles(count), _to_tiles(width), slopes.ctypes.data, longest, 1,
                      k.ctypes.data, wide, length)  # fmt: skip
             for i in range(count):
-                target, values = query_gradient[first + i, head], result[i]
-                for d in range(width):
-                    store(target, d, values[d] * scale)
-            multiply(result.ctypes.data, wide, columns, wide, slopes.ctypes.data, 1, longest,
+                _put(query_gradient[first + i, head], result[i], width, scale)
+            k_part, v_part = (k_sum, v_sum) if head % per_group == 0 else (result, result)
+            multiply(k_part.ctypes.data, wide, _to_tiles(length), _to_tiles(width), slopes.ctypes.data, 1, longest,
                      q.ctypes.data, wide, count)  # fmt: skip
-            for j in range(length):
-                for d in range(width):
-                    k_sum[j, d] += result[j, d]
-            multiply(result.ctypes.data, wide, columns, wide, weights.ctypes.data, 1, longest,
+            if head % per_group > 0:
+                k_sum[:length] += result[:length]
+            multiply(v_part.ctypes.data, wide, _to_tiles(length), _to_tiles(width), weights.ctypes.data, 1, longest,
                      g.ctypes.data, wide, count)  # fmt: skip
-            for j in range(length):
-                for d in range(width):
-                    v_sum[j, d] += result[j, d]
+            if head % per_group > 0:
+                v_sum[:length] += result[:length]
             if (head + 1) % per_group == 0:
                 for j in range(length):
-                    k_target, v_target = key_gradient[start + j, group], value_gradient[start + j, group]
-                    k_row, v_row = k_sum[j], v_sum[j]
-                    for d in range(width):
-                        store(k_target, d, k_row[d])
-                        store(v_target, d, v_row[d])
+                    _put(key_gradient[start + j, group], k_sum[j], width, F(1))
+                    _put(value_gradient[start + j, group], v_sum[j], width, F(1))

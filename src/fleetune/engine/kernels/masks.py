@@ -7,12 +7,15 @@ backward pass.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
-from fleetune.engine.kernels.numbers import F, array_of, inline, kernel, load, store
+from fleetune.engine.kernels.numbers import LANES, F, array_of, inline, kernel, lanes, load, splat, store
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +41,35 @@ def fill_words(buffer, key, row, width):
     """Sets `buffer`, 64-bit numbers of which each holds four words, to the first `width` words of a row."""
     for quad in range((width + 3) // 4):
         buffer[quad] = words(key, row, quad)
+
+
+@intrinsic
+def lanes_kept(context: Any, key: Any, row: Any, column: Any, dropped: Any, keep: Any) -> Any:
+    """Returns `keep` in each lane whose word, from `row` and `column` (a multiple of 4) on, is not below `dropped`.
+
+    The others are 0.
+    """
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        key, row, column, dropped, keep = arguments
+        number, quads = ir.IntType(64), ir.VectorType(ir.IntType(64), LANES // 4)
+        fates = ir.VectorType(ir.IntType(16), LANES)
+
+        def mixed(z: Any, bits: int) -> Any:
+            return builder.xor(z, builder.lshr(z, ir.Constant(quads, [bits] * quads.count)))
+
+        place = builder.add(builder.mul(row, number(int(QUADS_IN_ROW))), builder.lshr(column, number(2)))
+        base = builder.add(key, builder.mul(place, number(int(GOLDEN))))
+        steps = [i * int(GOLDEN) % (1 << 64) for i in range(quads.count)]
+        z = builder.add(splat(builder, base, quads), ir.Constant(quads, steps))
+        z = builder.mul(mixed(z, 30), ir.Constant(quads, [int(_FIRST)] * quads.count))
+        z = builder.mul(mixed(z, 27), ir.Constant(quads, [int(_SECOND)] * quads.count))
+        words = builder.bitcast(mixed(z, 31), fates)
+        kept = builder.icmp_unsigned(">=", words, splat(builder, builder.trunc(dropped, fates.element), fates))
+        keep = splat(builder, keep)
+        return builder.select(kept, keep, ir.Constant(keep.type, None))
+
+    return lanes(types.uint64, types.int64, types.int64, types.int64, types.float32), generate
 
 
 @kernel

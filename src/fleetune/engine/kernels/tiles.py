@@ -13,7 +13,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fleetune.engine.kernels.numbers import kernel
+from fleetune.engine.kernels.numbers import LANES, kernel
 
 ROWS = 8
 """Row counts of a product's result are rounded up to a multiple of this, column counts likewise."""
@@ -82,3 +82,45 @@ def multiply(c, c_row, m, n, a, a_row, a_column, b, b_row, depth):
         j = n - 8
         for i in range(0, m, 8):
             _tile_of_8(c + 4 * (i * c_row + j), c_row, a + 4 * i * a_row, a_row, a_column, b + 4 * j, b_row, depth)
+
+
+@intrinsic
+def _transpose_tile(context: Any, target: Any, target_row: Any, source: Any, source_row: Any) -> Any:
+    """Sets a tile of 16 x 16 numbers to another's transpose; addresses, and strides in elements."""
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+        target, target_row, source, source_row = arguments
+        index, vector = ir.IntType(64), ir.VectorType(ir.FloatType(), LANES)
+        pairs = ir.VectorType(ir.IntType(32), LANES)
+
+        def address(base: Any, stride: Any, row: int) -> Any:
+            offset = builder.mul(builder.mul(stride, index(row)), index(4))
+            return builder.inttoptr(builder.add(base, offset), vector.as_pointer())
+
+        rows = [builder.load(address(source, source_row, i)) for i in range(LANES)]
+        for row in rows:
+            row.align = 4
+        # Four times, row i and row i + 8 become a row that takes from them in turn: the transpose.
+        takes = [
+            ir.Constant(pairs, [x for i in range(start, start + 8) for x in (i, i + LANES)])
+            for start in (0, LANES // 2)
+        ]
+        for _ in range(4):
+            rows = [
+                builder.shuffle_vector(rows[i], rows[i + LANES // 2], take) for i in range(LANES // 2) for take in takes
+            ]
+        for i, row in enumerate(rows):
+            builder.store(row, address(target, target_row, i)).align = 4
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 4), generate
+
+
+@kernel
+def transpose(target, target_row, m, n, source, source_row):
+    """Sets the target `(n, m)` to the transpose of the source `(m, n)`, fp32; `m` and `n` are multiples of 16."""
+    for i in range(0, m, LANES):
+        for j in range(0, n, LANES):
+            _transpose_tile(
+                target + 4 * (j * target_row + i), target_row, source + 4 * (i * source_row + j), source_row
+            )
