@@ -17,7 +17,7 @@ from fleetune.errors import RecipeError, RunLockedError
 from fleetune.lab.executors.base import BackboneFacts, FleetJob, StartedFleet
 from fleetune.lab.export import choose_trial
 from fleetune.lab.lock import RunLock
-from fleetune.lab.notices import FleetOpened, Notice, RunOpened
+from fleetune.lab.notices import FleetOpened, Notice, RunOpened, Said
 from fleetune.lab.predictions import read_predictions
 from fleetune.lab.recipe import Recipe, load_recipe
 from fleetune.lab.results import load_results
@@ -160,6 +160,31 @@ def test_a_fleet_that_breaks_down_leaves_other_fleets_alone(write_recipe: Callab
     assert (summary.done, summary.failed, executor.closed) == (2, 2, 3)
     reasons = {t.reason for t in load_results(folder).trials if t.status == "failed"}
     assert reasons == {"MemoryError: no memory left"}
+
+
+class SmallMachine(FakeExecutor):
+    """Has memory for so many trials."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def _events(self, job: FleetJob) -> Iterator[Event]:
+        if len(job.specs) > self.most:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        yield from super()._events(job)
+
+
+@pytest.mark.parametrize(("most", "failed"), [(3, 0), (1, 0), (0, 4)])
+def test_a_fleet_too_large_for_the_memory_is_halved(recipe: Recipe, folder: Path, most: int, failed: int):
+    executor, lines = SmallMachine(most), []
+    summary = run(
+        recipe, folder, watch=lambda n: lines.append(n.text) if isinstance(n, Said) else None, executor=executor
+    )
+    assert (summary.done, summary.failed) == (4 - failed, failed)
+    sizes = [len(job) for job in executor.jobs]
+    assert sizes == {3: [4, 2, 2], 1: [4, 2, 1, 1, 2, 1, 1], 0: [4, 2, 1, 1, 2, 1, 1]}[most]
+    assert "memory does not suffice for 4 trials together: they go on in two fleets" in lines
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

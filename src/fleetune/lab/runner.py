@@ -12,7 +12,7 @@ from typing import Any
 from fleetune.data.dataset import Dataset
 from fleetune.data.tokens import Tokens
 from fleetune.engine.events import Evaluated, Event, Failed, Finished, Stepped
-from fleetune.engine.fleet import FleetData
+from fleetune.engine.fleet import FleetData, is_out_of_memory
 from fleetune.engine.trial import TrialSpec
 from fleetune.errors import UserError
 from fleetune.lab.executors.base import BackboneFacts, Executor, FleetJob
@@ -97,10 +97,13 @@ class _Run:
         """Trains the fleet's trials that are not done; what goes wrong in it stays in it."""
         statuses = self.ledger.statuses()
         todo = [trial for trial in fleet.trials if statuses[trial.id] != "done"]
-        if not todo:
-            return
+        if todo:
+            self._train(number, fleet, todo)
+
+    def _train(self, number: int, fleet: FleetPlan, todo: list[Trial]) -> None:
+        """Trains `todo` together; where memory does not suffice for that, one half after the other."""
         self._stop_if_asked()
-        running = {trial.id for trial in todo}
+        running, too_large = {trial.id for trial in todo}, False
         try:
             for event in self._events(number, fleet, todo):
                 if isinstance(event, Finished | Failed):
@@ -108,10 +111,18 @@ class _Run:
         except (UserError, RunInterrupted):
             raise
         except Exception as error:  # noqa: BLE001  memory ran out, or a fault of ours: the other fleets go on
+            too_large = is_out_of_memory(error) and len(running) > 1
             reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-            for trial in sorted(running):
-                self.ledger.fail_trial(trial, reason)
-                self.watch(Failed(trial, 0, reason))
+            for trial_id in [] if too_large else sorted(running):
+                self.ledger.fail_trial(trial_id, reason)
+                self.watch(Failed(trial_id, 0, reason))
+        if too_large:
+            # Not in the handler: the error holds the fleet that is too large.
+            left = [trial for trial in todo if trial.id in running]
+            middle = len(left) // 2
+            self.watch(Said(f"memory does not suffice for {len(left)} trials together: they go on in two fleets"))
+            self._train(number, fleet, left[:middle])
+            self._train(number, fleet, left[middle:])
 
     def _events(self, number: int, fleet: FleetPlan, todo: list[Trial]) -> Iterator[Event]:
         """Yields what happens in the fleet, each event after it is in the ledger."""
