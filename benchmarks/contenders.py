@@ -16,7 +16,7 @@ from benchmarks.workloads import MAX_TOKENS
 from fleetune.engine.backbone import Backbone, load_backbone
 from fleetune.engine.events import Evaluated, Failed, Finished, Stepped
 from fleetune.engine.fleet import Fleet
-from fleetune.engine.forecast import Candidate, fits
+from fleetune.engine.footprint import Candidate, fits
 from fleetune.engine.trial import TrialSpec
 from fleetune.lab.plan import even_parts
 from fleetune.memory import available_bytes, begin_peak, peak_bytes, used_bytes
@@ -97,11 +97,12 @@ def _at_once(inputs: Inputs, habits: Habits) -> Turn:
 
 
 def _fleets(inputs: Inputs) -> Turn:
+    available = available_bytes()
     backbone = load_backbone(inputs.backbone, inputs.num_labels)
     if backbone.shape.head != inputs.shape.head:
         raise RuntimeError(f"Fleetune trains the head {list(backbone.shape.head)}, others {list(inputs.shape.head)}")
     with tempfile.TemporaryDirectory() as folder:
-        fleets = [_fleet(backbone, fleet, inputs, Path(folder)) for fleet in divide_into_fleets(inputs)]
+        fleets = [_fleet(backbone, fleet, inputs, Path(folder)) for fleet in divide_into_fleets(inputs, available)]
     return Turn(
         seconds=sum(seconds for seconds, _, _ in fleets),
         first_step_seconds=fleets[0][1],
@@ -133,9 +134,8 @@ def _fleet(
     return seconds, first_step, losses
 
 
-def divide_into_fleets(inputs: Inputs) -> list[tuple[TrialSpec, ...]]:
+def divide_into_fleets(inputs: Inputs, available: int) -> list[tuple[TrialSpec, ...]]:
     """Returns the trials as the lab puts them into fleets: those that share the backbone together, others alone."""
-    available = available_bytes()
 
     def fit(specs: Sequence[TrialSpec]) -> bool:
         fleet = [Candidate(spec.method, spec.training, MAX_TOKENS) for spec in specs]

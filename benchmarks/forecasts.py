@@ -20,7 +20,7 @@ from typing import Any
 import tomli_w
 
 from benchmarks.inputs import data_settings, make_inputs
-from benchmarks.workloads import GIB, WORKLOADS, Workload
+from benchmarks.workloads import GIB, MAX_TOKENS, WORKLOADS, Workload
 from fleetune.engine.trial import TrialSpec
 from fleetune.lab.ledger import LedgerReader
 
@@ -53,12 +53,14 @@ def main() -> int:
     """Measures and prints; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = [name for name, workload in WORKLOADS.items() if workload.device == "cpu"]
-    parser.add_argument("workloads", nargs="*", choices=known, default=known, help="all if left out")
+    parser.add_argument("workloads", nargs="*", help=f"of {', '.join(known)}; all if left out")
     parser.add_argument("--share", type=float, default=1.0, help="share of the texts")
     options = parser.parse_args()
+    if unknown := sorted(set(options.workloads) - set(known)):
+        parser.error(f"{', '.join(unknown)}: not among {', '.join(known)}")
     print("|  | forecast | taken | off | forecast | taken | off |")
     print("| --- | --: | --: | --: | --: | --: | --: |", flush=True)
-    for name in options.workloads:
+    for name in options.workloads or known:
         print(line(measured(WORKLOADS[name], options.share)), flush=True)
     return 0
 
@@ -71,11 +73,13 @@ def measured(workload: Workload, share: float) -> Outcome:
         fleets = _command("check", str(recipe))["fleets"]
         run = _command("run", str(recipe), "--out", str(folder))
         with LedgerReader(folder) as ledger:
-            (row,) = ledger.rows("SELECT sum(seconds) AS seconds FROM trials")
+            trials = ledger.rows("SELECT status, seconds FROM trials")
+    if any(trial["status"] != "done" for trial in trials):
+        raise RuntimeError(f"{workload.name}: not every trial was trained")
     return Outcome(
         name=workload.name,
         seconds=sum(fleet["forecast"]["seconds"] for fleet in fleets),
-        taken_seconds=row["seconds"],
+        taken_seconds=sum(trial["seconds"] for trial in trials),
         peak_bytes=max(fleet["forecast"]["peak_bytes"] for fleet in fleets),
         taken_bytes=run["peak_bytes"],
     )
@@ -92,7 +96,7 @@ def recipe_of(workload: Workload, share: float, scratch: Path) -> dict[str, Any]
         seeds[name] = seeds.get(name, 0) + 1
         methods[name] = _method(spec, name) | {"seeds": seeds[name]}
     return {
-        "data": data | {"max_tokens": 128},
+        "data": data | {"max_tokens": MAX_TOKENS},
         "backbone": {"model": inputs.backbone.model},
         "training": {"epochs": 1.0, "batch_size": workload.trials[0].training.batch_size},
         "method": list(methods.values()),

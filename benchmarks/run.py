@@ -59,13 +59,17 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workloads", nargs="*", choices=[*WORKLOADS], help="all that need no GPU if left out")
+    parser.add_argument("workloads", nargs="*", help=f"of {', '.join(WORKLOADS)}; all that need no GPU if left out")
     parser.add_argument("--contenders", type=_contenders, default=("A", "B", "C", "D"), help="such as A,C")
     parser.add_argument("--rounds", type=_rounds, default=3, help="turns of each contender; the median counts")
     parser.add_argument("--share", type=_share, default=1.0, help="share of the texts, above 0 and up to 1")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="append a dated section")
-    return parser.parse_args()
+    options = parser.parse_args()
+    # Not by `choices`: with nargs="*" some versions of argparse refuse an empty list.
+    if unknown := sorted(set(options.workloads) - set(WORKLOADS)):
+        parser.error(f"{', '.join(unknown)}: not among {', '.join(WORKLOADS)}")
+    return options
 
 
 def _default_names() -> list[str]:

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -14,26 +15,20 @@ from fleetune.runtime import device
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
-_GROUP = Path("/sys/fs/cgroup")
+_GROUPS = Path("/sys/fs/cgroup")
+_OWN_GROUPS = Path("/proc/self/cgroup")
 
 
-def begin_peak() -> bool:
-    """Gives back memory that nothing uses and sets the peak to what is left; returns whether the peak could be set."""
+def give_back() -> None:
+    """Hands memory that nothing uses back to the system, or to the GPU."""
     gc.collect()
     if device().type == "cuda":
         import torch
 
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        return True
-    _trim()
-    try:
-        # As proc(5) has it: 5 resets the peak resident set size to its current value.
-        _CLEAR_REFS.write_text("5")
-    except OSError:
-        return False
-    return True
+    else:
+        _trim()
 
 
 def _trim() -> None:
@@ -42,6 +37,22 @@ def _trim() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
+
+
+def begin_peak() -> bool:
+    """Gives back memory that nothing uses and sets the peak to what is left; returns whether the peak could be set."""
+    give_back()
+    if device().type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        return True
+    try:
+        # As proc(5) has it: 5 resets the peak resident set size to its current value.
+        _CLEAR_REFS.write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def peak_bytes() -> int:
@@ -82,19 +93,36 @@ def available_bytes() -> int:
 
         cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         return int(torch.cuda.mem_get_info()[0]) + cached
-    return min([int(psutil.virtual_memory().available), *_left_in_group()])
+    return min([int(psutil.virtual_memory().available), *_left_in_groups()])
 
 
-def _left_in_group() -> list[int]:
-    """Returns what the container's limit leaves, by control groups version 2 or 1; nothing where there is no limit."""
+def _left_in_groups() -> list[int]:
+    """Returns what each control group around this process leaves, of version 2 or 1; nothing where none has a limit.
+
+    Cached files count as used there, though they give way.
+    """
     left = []
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
+    for folder, limit, used, cache in _groups():
         try:
-            most, now = int((_GROUP / limit).read_text()), int((_GROUP / used).read_text())
+            most, now = int((folder / limit).read_text()), int((folder / used).read_text())
+            facts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
         except (OSError, ValueError):
             continue
-        left.append(max(0, most - now))
+        left.append(max(0, most - now + int(facts.get(cache, 0))))
     return left
+
+
+def _groups() -> Iterator[tuple[Path, str, str, str]]:
+    """Yields the folder of each control group around this process, and how its limit, use and cache are called."""
+    lines = _OWN_GROUPS.read_text().splitlines() if _OWN_GROUPS.exists() else []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top = _GROUPS / "memory" if controllers else _GROUPS
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        own = top / path.lstrip("/")
+        for folder in (own, *own.parents):
+            yield folder, *(names if controllers else ("memory.max", "memory.current", "inactive_file"))
+            if folder == top:
+                break

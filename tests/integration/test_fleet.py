@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fleetune.engine.backbone import Backbone
-from fleetune.engine.events import Event, Failed, Finished, Stepped
+from fleetune.engine.events import Evaluated, Event, Failed, Finished, Stepped
 from fleetune.engine.fleet import Fleet, FleetData
 from fleetune.engine.layout import Pack
 from fleetune.engine.trial import TrialSpec
@@ -196,6 +196,43 @@ def test_out_of_memory_changes_no_trial(monkeypatch: pytest.MonkeyPatch, shared:
     for one in specs:
         np.testing.assert_allclose(losses(events, one.id), losses(expected, one.id), rtol=1e-9)
     assert not any(isinstance(event, Failed) for event in events)
+
+
+@pytest.mark.parametrize(("training", "passes"), [(True, 30), (False, 2)])
+def test_what_is_saved_when_memory_runs_out_is_taken_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, training: bool, passes: int
+) -> None:
+    data, specs = random_data(), MIXED[:4]
+    assert any(one.training.gradient_accumulation_steps == 2 for one in specs)
+    expected, _ = train(specs, data)
+    whole, left = Backbone.logits, passes
+
+    def failing(self: Backbone, pack: Pack, heads: Any, streams: Any) -> Any:
+        nonlocal left
+        logits = whole(self, pack, heads, streams)
+        left -= bool(streams) is training
+        if left < 0:
+            if streams:
+                torch.autograd.backward([one.sum() for one in logits.values()], retain_graph=True)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return logits
+
+    monkeypatch.setattr(Backbone, "logits", failing)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(specs, data, folder=tmp_path)
+    monkeypatch.undo()
+    events, _ = train(specs, data, folder=tmp_path)
+    for one in specs:
+        after, before = finished(events, one.id), finished(expected, one.id)
+        assert (after.steps, after.best_step) == (before.steps, before.best_step)
+        assert losses(events, one.id)
+        np.testing.assert_allclose(
+            losses(events, one.id), losses(expected, one.id)[-len(losses(events, one.id)) :], rtol=1e-9
+        )
+        for split, logits in before.predictions.items():
+            np.testing.assert_allclose(after.predictions[split], logits, rtol=1e-5, atol=1e-6)
+        evaluated = {event.step for event in expected if isinstance(event, Evaluated) and event.trial == one.id}
+        assert before.best_step in evaluated
 
 
 def test_a_text_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,11 +144,11 @@ def test_fleets_are_those_of_a_run() -> None:
     inputs = inputs_of("bert")
     planned = plan(demo_recipe(), lambda trials: len(trials) <= 16)
     specs = {trial.id: TrialSpec(trial.id, trial.method, trial.training, trial.seed) for trial in planned.trials}
-    divided = divide_into_fleets(replace(inputs, trials=tuple(specs.values())))
+    divided = divide_into_fleets(replace(inputs, trials=tuple(specs.values())), 2**33)
     assert [[spec.id for spec in fleet] for fleet in divided] == [
         [trial.id for trial in fleet.trials] for fleet in planned.fleets
     ]
-    on_processor = divide_into_fleets(replace(inputs, trials=WORKLOADS["w6"].trials))
+    on_processor = divide_into_fleets(replace(inputs, trials=WORKLOADS["w6"].trials), 2**33)
     assert [len(fleet) for fleet in on_processor] == ([16, 16] if device().type == "cpu" else [32])
 
 

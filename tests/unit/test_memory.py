@@ -21,19 +21,41 @@ def test_a_peak_begins_anew():
     assert memory.peak_bytes() >= memory.used_bytes() - 2**22 >= block.nbytes
     high = memory.peak_bytes()
     del block
-    assert memory.begin_peak()
+    if not memory.begin_peak():
+        pytest.skip("this system does not let the peak be set")
     assert memory.peak_bytes() < high - 300_000_000
 
 
+GROUPS = {
+    2: ("0::/job/step", "", "memory.max", "memory.current", "inactive_file"),
+    1: ("7:cpu,memory:/job/step", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+
+
 @on_processor
-def test_what_is_available_is_bounded_by_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(memory, "_GROUP", tmp_path)
-    free = memory.available_bytes()
-    assert free > 0
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text("5\n")
-    assert memory.available_bytes() > 10**6
-    (tmp_path / "memory.max").write_text("1005\n")
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_is_available_is_bounded_by_every_group_around(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
+):
+    line, below, limit, used, cache = GROUPS[version]
+    (tmp_path / "cgroup").write_text(f"3:pids:/other\n{line}\n")
+    monkeypatch.setattr(memory, "_GROUPS", tmp_path)
+    monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "cgroup")
+
+    def group(name: str, most: str, now: int, cached: int) -> None:
+        folder = tmp_path / below / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / limit).write_text(most + "\n")
+        (folder / used).write_text(f"{now}\n")
+        (folder / "memory.stat").write_text(f"anon 1\n{cache} {cached}\n")
+
+    assert memory._left_in_groups() == []
+    group("job/step", "max", 5, 0)
+    assert memory._left_in_groups() == []
+    group("job", "1005", 105, 100)
     assert memory.available_bytes() == 1000
-    (tmp_path / "memory.current").write_text("2000\n")
+    group("job/step", "500", 100, 0)
+    assert memory._left_in_groups() == [400, 1000]
+    assert memory.available_bytes() == 400
+    group("job/step", "500", 2000, 0)
     assert memory.available_bytes() == 0

@@ -136,10 +136,12 @@ class Fleet:
                     failed = yield from self._advance(running)
                     running = [trial for trial in running if trial not in failed]
         finally:
-            for trial in running:
-                trial.save()
-            for trial in self.trials:
-                self._detach(trial)
+            try:
+                for trial in running:
+                    trial.save()
+            finally:
+                for trial in self.trials:
+                    self._detach(trial)
 
     def _attach(self, trial: Trial, number: int = 0) -> None:
         leaves, method = trial.parameters.leaves(number), trial.spec.method
@@ -182,10 +184,11 @@ class Fleet:
             try:
                 return self._backward_in_packs(running)
             except (MemoryError, RuntimeError) as error:
-                if not (is_out_of_memory(error) and self._shrink(running)):
-                    raise
+                # In any case: what is saved on the way out is resumed from.
                 for trial in running:
                     trial.parameters.restore_gradients(before.get(trial.slot))
+                if not (is_out_of_memory(error) and self._shrink(running)):
+                    raise
 
     def _shrink(self, running: list[Trial]) -> bool:
         """Halves what runs at a time, first trials, then a trial's texts; returns False if one text is left."""
@@ -271,13 +274,13 @@ class Fleet:
     def _evaluate(self, due: list[Trial]) -> Iterator[Event]:
         """Evaluates trials on validation, all in one pass; saves each."""
         texts = self.data.splits.get("validation", np.empty(0, dtype=np.int64))
+        started = time.monotonic()
+        logits = predict_logits(self.backbone, due, self.data.tokens, texts) if len(texts) else {}
+        self._share_time(due, started)
         for trial in due:
+            # Only now: a trial that is saved before it is judged is to be evaluated again.
             trial.progress.evaluated_step = trial.progress.step
-        if len(texts):
-            started = time.monotonic()
-            logits = predict_logits(self.backbone, due, self.data.tokens, texts)
-            self._share_time(due, started)
-            for trial in due:
+            if trial.slot in logits:
                 metrics = evaluate(self.data.labels[texts], logits[trial.slot])
                 best = trial.judge(metrics[trial.spec.training.metric])
                 if best:

@@ -39,7 +39,11 @@ class Lanes:
             return [function(item) for item in items]
         futures = [self._pool.submit(function, item) for item in items]
         wait(futures)
-        return [future.result() for future in futures]
+        results: list[Result] = []
+        while futures:
+            # Taken out first: an error holds this frame, and if the frame held the error, both would outlive the fleet.
+            results.append(futures.pop(0).result())
+        return results
 
 
 def lanes() -> Lanes:

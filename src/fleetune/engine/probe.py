@@ -14,16 +14,19 @@ from fleetune.data.tokens import Tokens
 from fleetune.engine.backbone import Backbone
 from fleetune.engine.config import TrainingConfig
 from fleetune.engine.evaluation import shares_packs, tokens_in_one_pass
-from fleetune.engine.events import Evaluated, Stepped
+from fleetune.engine.events import Evaluated, Event, Failed, Stepped
 from fleetune.engine.fleet import Fleet, FleetData
+from fleetune.engine.footprint import trained_bytes
 from fleetune.engine.lanes import lanes
 from fleetune.engine.operations import training_operations
 from fleetune.engine.trial import TrialSpec, epoch_order
+from fleetune.errors import BackboneError
 from fleetune.memory import peak_bytes
 from fleetune.methods.base import Method
 
-STEPS = 6
-"""The first half warms up: code is generated, memory is paged in."""
+WARM_STEPS = 3
+"""Code is generated, memory is paged in. An evaluation and the largest batch follow, when all that is kept exists."""
+STEPS = 2 * WARM_STEPS + 1
 MOST_OPERATIONS = 3e11
 """Of a step: with larger backbones on a processor, a step of the probe holds fewer texts."""
 SEED = 0
@@ -34,16 +37,20 @@ class Probe:
     """What training took, in a fleet of several of the same trial.
 
     Attributes:
+        trials: How many there were.
         train_seconds: For one token of one trial; trials that work side by side share a second.
         evaluation_seconds: The same, for one token evaluated.
-        batch_tokens: Of the largest batch.
         peak_bytes: Memory of the process, or of the GPU, since the peak was last begun.
+        trained_bytes: The part of it that is the trials' own.
+        missing_tokens: How many more than the probe's largest batch the training's has.
     """
 
+    trials: int
     train_seconds: float
     evaluation_seconds: float
-    batch_tokens: int
     peak_bytes: int
+    trained_bytes: int
+    missing_tokens: int
 
 
 def side_by_side(backbone: Backbone, trials: int) -> int:
@@ -54,7 +61,10 @@ def side_by_side(backbone: Backbone, trials: int) -> int:
 def probe(backbone: Backbone, method: Method, training: TrainingConfig, data: FleetData, trials: int) -> Probe:
     """Returns what a few steps of a fleet of `trials` trials took; nothing is kept of them.
 
-    Its first batch is the largest of the first epoch, so that the peak of memory is that of the training.
+    The batch that is largest in an epoch is among them. What writing checkpoints takes is not in it.
+
+    Raises:
+        BackboneError: If a step's loss is no number.
     """
     batch = _batch_size(backbone, method, training, data)
     short = training.model_copy(
@@ -62,88 +72,97 @@ def probe(backbone: Backbone, method: Method, training: TrainingConfig, data: Fl
             "max_steps": STEPS,
             "batch_size": batch,
             "gradient_accumulation_steps": 1,
-            "evaluate_every": STEPS // 2,
+            "evaluate_every": WARM_STEPS,
             "early_stopping_patience": None,
             "class_weights": "none",
             "learning_rate": 1e-6,
         }
     )
     specs = [TrialSpec(f"probe-{number}", method, short, SEED) for number in range(trials)]
-    taken = _Taken()
-    fleet = Fleet(backbone, specs, _few_texts(data, batch))
-    events, resumed = fleet.train(), time.perf_counter()
-    for event in events:
+    fleet, taken = Fleet(backbone, specs, _few_texts(backbone, data, batch)), _Taken()
+    resumed = time.perf_counter()
+    for event in fleet.train():
         taken.count(event, time.perf_counter() - resumed)
         resumed = time.perf_counter()
     evaluated = trials * int(data.tokens.lengths[fleet.data.splits["validation"]].sum())
+    full, tried = (largest_batch(backbone, data, size) for size in (training.batch_size, batch))
     return Probe(
+        trials=trials,
         train_seconds=taken.train_seconds / taken.tokens,
         evaluation_seconds=taken.evaluation_seconds / evaluated,
-        batch_tokens=largest_batch(data, batch),
         peak_bytes=peak_bytes(),
+        trained_bytes=trials * trained_bytes(backbone.shape, method, training.precision),
+        missing_tokens=full - tried,
     )
 
 
 @dataclass
 class _Taken:
-    """Time and tokens of the steps after the first half, and of the fleet's last evaluation."""
+    """Time and tokens of the steps that count, and time of the last evaluation."""
 
     train_seconds: float = 0.0
     tokens: int = 0
     evaluation_seconds: float = 0.0
 
-    def count(self, event: object, seconds: float) -> None:
+    def count(self, event: Event, seconds: float) -> None:
         """Adds an event that took `seconds`: a fleet computes for all trials, then tells of each."""
         match event:
-            case Stepped() if event.step > STEPS // 2:
+            case Stepped() if event.step > WARM_STEPS + 1:
                 self.train_seconds += seconds
                 self.tokens += event.tokens
             case Evaluated() if event.step == STEPS:
                 self.evaluation_seconds += seconds
+            case Failed():
+                raise BackboneError(f"a few steps were tried, and {event.reason}")
 
 
 def _batch_size(backbone: Backbone, method: Method, training: TrainingConfig, data: FleetData) -> int:
-    mean = float(data.tokens.lengths[data.splits["train"]].mean())
-    per_text = mean * training_operations(backbone.shape, method)
+    texts = data.splits["train"]
+    per_text = float(data.tokens.lengths[texts].mean()) * training_operations(backbone.shape, method)
     fit = training.batch_size if shares_packs(backbone) else int(MOST_OPERATIONS / max(per_text, 1.0))
-    return max(1, min(training.batch_size, fit))
+    return max(1, min(training.batch_size, fit, len(texts)))
 
 
-def _few_texts(data: FleetData, batch: int) -> FleetData:
+def _few_texts(backbone: Backbone, data: FleetData, batch: int) -> FleetData:
     """Returns the data with a few texts: the batches of the probe's steps, and two passes of an evaluation."""
     train = data.splits["train"]
-    wanted = np.concatenate(list(_batches(data.tokens, train, batch)))
+    wanted = np.concatenate(list(_batches(backbone, data, batch)))
     texts = np.empty_like(wanted)
     texts[epoch_order(SEED, 0, len(wanted))] = wanted
-    evaluated = next((data.splits[split] for split in ("validation", "test") if len(data.splits.get(split, ()))), train)
+    known = [data.splits[split] for split in ("validation", "test") if len(data.splits.get(split, ()))]
     splits: dict[SplitName, NDArray[np.int64]] = {
         "train": texts,
-        "validation": _of_tokens(data.tokens, evaluated, 2 * tokens_in_one_pass()),
+        "validation": _of_tokens(data.tokens, (known or [train])[0], 2 * tokens_in_one_pass()),
     }
     return FleetData(data.tokens, data.labels, splits)
 
 
-def _batches(tokens: Tokens, train: NDArray[np.int64], batch: int) -> Iterator[NDArray[np.int64]]:
-    """Yields the largest batch of the first epoch, then those nearest to the mean."""
-    batches = _first_epoch(train, batch)
-    sizes = tokens.lengths[batches].sum(axis=1)
-    yield batches[np.argmax(sizes)]
-    usual = np.argsort(np.abs(sizes - sizes.mean()), kind="stable")
-    for number in range(STEPS - 1):
-        yield batches[usual[number % len(usual)]]
+def _batches(backbone: Backbone, data: FleetData, batch: int) -> Iterator[NDArray[np.int64]]:
+    """Yields each step's batch: after the warm-up the largest of the first epoch, else those nearest the mean."""
+    batches = _first_epoch(data.splits["train"], batch)
+    costs = _costs(backbone, data.tokens, batches)
+    usual = np.argsort(np.abs(costs - costs.mean()), kind="stable")
+    for step in range(STEPS):
+        yield batches[np.argmax(costs) if step == WARM_STEPS else usual[step % len(usual)]]
 
 
-def largest_batch(data: FleetData, batch: int) -> int:
-    """Returns the tokens of the largest batch of the first epoch."""
-    return int(data.tokens.lengths[_first_epoch(data.splits["train"], batch)].sum(axis=1).max())
+def largest_batch(backbone: Backbone, data: FleetData, batch: int) -> int:
+    """Returns the tokens of the largest batch of the first epoch, padding included where there is any."""
+    return int(_costs(backbone, data.tokens, _first_epoch(data.splits["train"], batch)).max())
 
 
 def _first_epoch(train: NDArray[np.int64], batch: int) -> NDArray[np.int64]:
-    """Returns the texts `(batches, batch)` of the first epoch in whole batches."""
+    """Returns the texts `(batches, batch)` of the first epoch in whole batches; one of all texts if they are fewer."""
     order = train[epoch_order(SEED, 0, len(train))]
-    if len(order) < batch:
-        order = np.resize(order, batch)
-    return order[: len(order) // batch * batch].reshape(-1, batch)
+    size = min(batch, len(order))
+    return order[: len(order) // size * size].reshape(-1, size)
+
+
+def _costs(backbone: Backbone, tokens: Tokens, batches: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns the tokens `(batches,)` that each batch has in the backbone's layout."""
+    lengths = tokens.lengths[batches]
+    costs: NDArray[np.int64] = lengths.sum(axis=1)
+    return costs if backbone.layout == "packed" else lengths.max(axis=1) * lengths.shape[1]
 
 
 def _of_tokens(tokens: Tokens, texts: NDArray[np.int64], limit: int) -> NDArray[np.int64]:

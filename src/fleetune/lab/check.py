@@ -134,6 +134,10 @@ def _warnings(inputs: Inputs, audits: dict[str, Audit], fleets: tuple[FleetForec
         name, facts = fleet.backbone.name, known.facts
         if facts.layout == "padded":
             lines.append(f"{name} trains in the padded layout, which is slower: {facts.layout_reason}")
-        if known.whole.peak_bytes > memory:
-            lines.append(f"{name} needs more memory than there is; a smaller batch_size or max_tokens needs less")
+        lines += [
+            f"{trial.name} on {name} needs about {known.trials[trial.id].peak_bytes / 2**30:.1f} GiB, more than the "
+            f"{memory / 2**30:.1f} GiB there are; a smaller batch_size or max_tokens needs less"
+            for trial in fleet.trials
+            if known.trials[trial.id].peak_bytes > memory
+        ]
     return list(dict.fromkeys(lines))

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fleetune.data.tokens import Tokens
 from fleetune.engine.backbone import Backbone, load_backbone
 from fleetune.engine.fleet import FleetData, is_out_of_memory
-from fleetune.engine.forecast import Forecast, forecast_trial, trained_bytes
+from fleetune.engine.footprint import Candidate, fits, fleet_bytes, trained_bytes
+from fleetune.engine.forecast import Forecast, forecast_by_probe, forecast_by_shape
 from fleetune.engine.probe import Probe, probe, side_by_side
-from fleetune.errors import BackboneError
 from fleetune.lab.executors.base import BackboneFacts
 from fleetune.lab.executors.local import facts_of
 from fleetune.lab.inputs import Inputs
 from fleetune.lab.plan import FleetPlan, Trial
-from fleetune.memory import begin_peak, peak_bytes
+from fleetune.memory import available_bytes, begin_peak, peak_bytes, used_bytes
 
 Say = Callable[[str], None]
 
@@ -63,50 +64,83 @@ def _data(inputs: Inputs, tokens: Mapping[tuple[str, str], Tokens], fleet: Fleet
 def _forecast_group(inputs: Inputs, fleets: list[FleetPlan], data: FleetData, say: Say) -> list[FleetForecast]:
     """Returns the forecasts of fleets that share data, backbone and precision."""
     begin_peak()
+    available, before = available_bytes(), used_bytes()
     num_labels = inputs.prepared[fleets[0].data.name].dataset.num_labels
     backbone = load_backbone(fleets[0].backbone, num_labels, fleets[0].precision)
-    loading = peak_bytes()
-    probes: dict[tuple[object, ...], Probe] = {}
-    return [_forecast_fleet(fleet, backbone, data, probes, loading, say) for fleet in fleets]
+    group = _Group(backbone, data, available, before, loading=peak_bytes(), say=say)
+    return [group.forecast(fleet) for fleet in fleets]
 
 
-def _forecast_fleet(
-    fleet: FleetPlan,
-    backbone: Backbone,
-    data: FleetData,
-    probes: dict[tuple[object, ...], Probe],
-    loading: int,
-    say: Say,
-) -> FleetForecast:
-    together = side_by_side(backbone, len(fleet.trials))
-    trials: dict[str, Forecast] = {}
-    for trial in fleet.trials:
-        key = _kind(trial, backbone, together)
-        if key not in probes:
-            say(f"trying a few steps of {trial.name} on {fleet.backbone.name}")
-            probes[key] = _probe(trial, backbone, data, together)
-        one = forecast_trial(probes[key], together, backbone.shape, trial.method, trial.training, data)
-        trials[trial.id] = Forecast(one.seconds, max(one.peak_bytes, loading))
-    own = {trial.id: trained_bytes(backbone.shape, trial.method, fleet.precision) for trial in fleet.trials}
-    peak = max(one.peak_bytes - own[name] for name, one in trials.items()) + sum(own.values())
-    whole = Forecast(sum(one.seconds for one in trials.values()), peak)
-    return FleetForecast(facts_of(backbone), trials, whole)
+class _Group:
+    """Fleets that share data, backbone and precision.
+
+    Args:
+        backbone: The backbone.
+        data: The data.
+        available: Bytes that were free before the backbone was loaded.
+        before: Bytes that were in use then.
+        loading: Peak of memory while it was.
+        say: Is told what is under way.
+    """
+
+    def __init__(
+        self, backbone: Backbone, data: FleetData, available: int, before: int, loading: int, say: Say
+    ) -> None:
+        self.backbone = backbone
+        self.data = data
+        self.available = available
+        self.before = before
+        self.loading = loading
+        self.say = say
+        self._probes: dict[tuple[object, ...], Probe | None] = {}
+
+    def forecast(self, fleet: FleetPlan) -> FleetForecast:
+        """Returns what the fleet and its trials are expected to take."""
+        together, shape = side_by_side(self.backbone, len(fleet.trials)), self.backbone.shape
+        trials = {trial.id: self._forecast_trial(trial, together) for trial in fleet.trials}
+        own = {trial.id: trained_bytes(shape, trial.method, fleet.precision) for trial in fleet.trials}
+        peak = max(one.peak_bytes - own[name] for name, one in trials.items()) + sum(own.values())
+        whole = Forecast(sum(one.seconds for one in trials.values()), peak)
+        return FleetForecast(facts_of(self.backbone), trials, whole)
+
+    def _forecast_trial(self, trial: Trial, together: int) -> Forecast:
+        shape, found = self.backbone.shape, self._probe(trial, together)
+        if found is None:
+            needed = self.before + fleet_bytes(shape, [_candidate(trial)])
+            return forecast_by_shape(needed, shape, trial.method, trial.training, self.data)
+        one = forecast_by_probe(found, shape, trial.method, trial.training, self.data)
+        return Forecast(one.seconds, max(one.peak_bytes, self.loading))
+
+    def _probe(self, trial: Trial, together: int) -> Probe | None:
+        """Returns what a few steps of a trial of this kind took; None where memory does not suffice to try."""
+        key = _kind(trial, self.backbone, together)
+        if key not in self._probes:
+            self._probes[key] = None
+            if fits(self.backbone.shape, [_candidate(trial)], self.available):
+                self.say(f"trying a few steps of {trial.name} on {trial.backbone.name}")
+                begin_peak()
+                with _unless_out_of_memory():
+                    self._probes[key] = probe(self.backbone, trial.method, trial.training, self.data, together)
+        return self._probes[key]
 
 
-def _probe(trial: Trial, backbone: Backbone, data: FleetData, together: int) -> Probe:
-    begin_peak()
+@contextmanager
+def _unless_out_of_memory() -> Iterator[None]:
+    """Ends the block where memory runs out in it; other errors pass."""
     try:
-        return probe(backbone, trial.method, trial.training, data, together)
+        yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise BackboneError(
-            f"'{trial.name}' on {trial.backbone.name}: memory does not suffice for a step, not even text by text.\n"
-            "A smaller max_tokens, a smaller model, or a method with fewer parameters needs less"
-        ) from None
+
+
+def _candidate(trial: Trial) -> Candidate:
+    return Candidate(trial.method, trial.training, trial.data.max_tokens)
 
 
 def _kind(trial: Trial, backbone: Backbone, together: int) -> tuple[object, ...]:
-    """Returns what decides the cost of a step: ranks and rates hardly do."""
+    """Returns what decides how long a step takes: ranks and rates hardly do."""
+    training = trial.training
     sites = tuple(site.name for site in trial.method.sites(backbone.shape))
-    return trial.method.kind, sites, trial.training.batch_size, together
+    drops = training.backbone_dropout, bool(trial.method.settings.get("dropout"))
+    return trial.method.kind, sites, training.batch_size, drops, together

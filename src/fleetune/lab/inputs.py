@@ -10,7 +10,7 @@ from pathlib import Path
 from fleetune.data.prepare import Prepared, prepare
 from fleetune.data.tokens import Tokens, tokenize
 from fleetune.engine.config import BackboneConfig
-from fleetune.engine.forecast import Candidate, fits
+from fleetune.engine.footprint import Candidate, fits
 from fleetune.engine.shape import shape_from_config
 from fleetune.engine.source import find_folder
 from fleetune.errors import MethodError

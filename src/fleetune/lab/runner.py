@@ -28,7 +28,7 @@ from fleetune.lab.predictions import write_predictions
 from fleetune.lab.recipe import Recipe
 from fleetune.lab.signals import RunInterrupted, StopRequest
 from fleetune.lab.summary import RunSummary, Tally
-from fleetune.memory import peak_bytes
+from fleetune.memory import begin_peak, give_back, peak_bytes
 from fleetune.runtime import is_busy
 
 
@@ -55,6 +55,7 @@ def run(
     """
     started, place, tally = time.monotonic(), RunFolder(folder), Tally()
     place.refuse_foreign()
+    begin_peak()
     watch(Said("reading and auditing the data"))
     if is_busy():
         watch(Said("other programs keep this machine busy: training will be slower"))
@@ -118,6 +119,7 @@ class _Run:
                 self.watch(Failed(trial_id, 0, reason))
         if too_large:
             # Not in the handler: the error holds the fleet that is too large.
+            give_back()
             left = [trial for trial in todo if trial.id in running]
             middle = len(left) // 2
             self.watch(Said(f"memory does not suffice for {len(left)} trials together: they go on in two fleets"))
