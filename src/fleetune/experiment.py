@@ -108,7 +108,7 @@ class Experiment:
             self.recipe = recipe_from(document, Path.cwd(), SOURCE)
 
     def check(self) -> Check:
-        """Returns what a run would be: audits, trials, forecasts, warnings; trains nothing."""
+        """Returns what a run would be: audits, trials, forecasts, warnings; keeps nothing of the steps it tries."""
         from fleetune.lab.check import check
 
         return check(self.recipe)

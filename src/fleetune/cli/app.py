@@ -89,7 +89,7 @@ def init(
 
 @app.command()
 def check(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Audits the data, lists the trials, forecasts parameters, memory and time; trains nothing."""
+    """Audits the data, lists the trials, forecasts memory and time from a few steps; keeps nothing of them."""
     from fleetune.lab.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)

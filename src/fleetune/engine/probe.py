@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +25,9 @@ from fleetune.errors import BackboneError
 from fleetune.memory import peak_bytes
 from fleetune.methods.base import Method
 
-WARM_STEPS = 3
+WARM_STEPS = 4
 """Code is generated, memory is paged in. An evaluation and the largest batch follow, when all that is kept exists."""
-STEPS = 2 * WARM_STEPS + 1
+STEPS = 2 * WARM_STEPS
 MOST_OPERATIONS = 3e11
 """Of a step: with larger backbones on a processor, a step of the probe holds fewer texts."""
 SEED = 0
@@ -61,7 +62,7 @@ def side_by_side(backbone: Backbone, trials: int) -> int:
 def probe(backbone: Backbone, method: Method, training: TrainingConfig, data: FleetData, trials: int) -> Probe:
     """Returns what a few steps of a fleet of `trials` trials took; nothing is kept of them.
 
-    The batch that is largest in an epoch is among them. What writing checkpoints takes is not in it.
+    The batch that is largest in an epoch is among them.
 
     Raises:
         BackboneError: If a step's loss is no number.
@@ -79,11 +80,12 @@ def probe(backbone: Backbone, method: Method, training: TrainingConfig, data: Fl
         }
     )
     specs = [TrialSpec(f"probe-{number}", method, short, SEED) for number in range(trials)]
-    fleet, taken = Fleet(backbone, specs, _few_texts(backbone, data, batch)), _Taken()
-    resumed = time.perf_counter()
-    for event in fleet.train():
-        taken.count(event, time.perf_counter() - resumed)
-        resumed = time.perf_counter()
+    taken = _Taken()
+    # With checkpoints as in a run: writing them takes memory, too.
+    with TemporaryDirectory(prefix="fleetune-") as folder:
+        fleet = Fleet(backbone, specs, _few_texts(backbone, data, batch), Path(folder))
+        for event in fleet.train():
+            taken.count(event, sum(trial.progress.seconds for trial in fleet.trials))
     evaluated = trials * int(data.tokens.lengths[fleet.data.splits["validation"]].sum())
     full, tried = (largest_batch(backbone, data, size) for size in (training.batch_size, batch))
     return Probe(
@@ -103,9 +105,11 @@ class _Taken:
     train_seconds: float = 0.0
     tokens: int = 0
     evaluation_seconds: float = 0.0
+    so_far: float = 0.0
 
-    def count(self, event: Event, seconds: float) -> None:
-        """Adds an event that took `seconds`: a fleet computes for all trials, then tells of each."""
+    def count(self, event: Event, so_far: float) -> None:
+        """Adds what the fleet took since the event before; `so_far` is what it took in all, checkpoints left out."""
+        seconds, self.so_far = so_far - self.so_far, so_far
         match event:
             case Stepped() if event.step > WARM_STEPS + 1:
                 self.train_seconds += seconds

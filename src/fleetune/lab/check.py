@@ -1,4 +1,4 @@
-"""Looks at everything a run would do and trains nothing: audits, trials with their cost, fleets, warnings."""
+"""Looks at everything a run would do and keeps nothing: audits, trials with their cost, fleets, warnings."""
 
 from __future__ import annotations
 
