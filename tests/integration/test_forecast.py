@@ -154,7 +154,7 @@ def test_what_does_not_fit_is_not_tried_but_forecast_from_shapes(
     monkeypatch.setattr("fleetune.lab.check.available_bytes", lambda: 0)
     monkeypatch.setattr("fleetune.lab.check.used_bytes", lambda: 0)
     found = check(recipe, said.append)
-    assert said == [] and found.forecasts.keys() == whole.forecasts.keys()
+    assert not any("steps" in line for line in said) and found.forecasts.keys() == whole.forecasts.keys()
     assert all(one.seconds > 0 and one.peak_bytes > 0 for one in found.forecasts.values())
     assert any("GiB, more than the 0.0 GiB there are" in line for line in found.warnings)
     assert not any("there are" in line for line in whole.warnings)

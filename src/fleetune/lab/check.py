@@ -15,6 +15,7 @@ from fleetune.lab.inputs import Inputs, gather_inputs, tokens_for
 from fleetune.lab.plan import Trial
 from fleetune.lab.recipe import Recipe
 from fleetune.memory import available_bytes, used_bytes
+from fleetune.runtime import is_busy
 
 FEW_SEEDS = 3
 MANY_TRUNCATED = 0.05
@@ -92,6 +93,8 @@ def check(recipe: Recipe, say: Say = lambda line: None) -> Check:
     Raises:
         UserError: If the recipe, its data or a backbone cannot be used.
     """
+    if is_busy():
+        say("other programs keep this machine busy: the forecasts will be too long")
     inputs = gather_inputs(recipe)
     with tempfile.TemporaryDirectory(prefix="fleetune-") as cache:
         tokens = {
