@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -72,3 +73,17 @@ class TrainingConfig(BaseModel):
     """Metric on validation that chooses the best checkpoint."""
     precision: Precision = "auto"
     """Of the frozen weights and their products; adapters, head and optimizer stay in fp32 (or float64)."""
+
+    def steps_per_epoch(self, texts: int) -> int:
+        """Returns the optimizer steps of one pass over `texts` training texts; the last may hold fewer."""
+        return math.ceil(texts / (self.batch_size * self.gradient_accumulation_steps))
+
+    def total_steps(self, texts: int) -> int:
+        """Returns the optimizer steps in all."""
+        if self.max_steps is not None:
+            return self.max_steps
+        return max(1, math.ceil(self.epochs * self.steps_per_epoch(texts)))
+
+    def steps_between_evaluations(self, texts: int) -> int:
+        """Returns after how many steps an evaluation follows; one follows the last step besides."""
+        return self.steps_per_epoch(texts) if self.evaluate_every == "epoch" else self.evaluate_every

@@ -61,11 +61,10 @@ def forecast_by_shape(
 def _tokens(training: TrainingConfig, data: FleetData) -> tuple[float, float]:
     """Returns how many tokens a trial is trained on, repeated ones counted, and how many it evaluates."""
     train = len(data.splits["train"])
-    steps_per_epoch = math.ceil(train / (training.batch_size * training.gradient_accumulation_steps))
-    steps = training.max_steps or max(1, math.ceil(training.epochs * steps_per_epoch))
-    every = steps_per_epoch if training.evaluate_every == "epoch" else training.evaluate_every
-    trained = steps / steps_per_epoch * _tokens_of(data, "train")
-    return trained, math.ceil(steps / every) * _tokens_of(data, "validation") + _tokens_of(data, "test")
+    steps = training.total_steps(train)
+    evaluations = math.ceil(steps / training.steps_between_evaluations(train))
+    trained = steps / training.steps_per_epoch(train) * _tokens_of(data, "train")
+    return trained, evaluations * _tokens_of(data, "validation") + _tokens_of(data, "test")
 
 
 def _tokens_of(data: FleetData, split: SplitName) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -102,16 +101,12 @@ class Trial:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in one pass; the last may hold fewer texts."""
-        training = self.spec.training
-        return math.ceil(len(self.train) / (training.batch_size * training.gradient_accumulation_steps))
+        return self.spec.training.steps_per_epoch(len(self.train))
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps in all."""
-        training = self.spec.training
-        if training.max_steps is not None:
-            return training.max_steps
-        return max(1, math.ceil(training.epochs * self.steps_per_epoch))
+        return self.spec.training.total_steps(len(self.train))
 
     @property
     def epoch(self) -> float:
@@ -123,8 +118,7 @@ class Trial:
         """Whether the step just made is to be followed by an evaluation that is not yet made."""
         if self.progress.step == self.progress.evaluated_step:
             return False
-        every = self.spec.training.evaluate_every
-        period = self.steps_per_epoch if every == "epoch" else every
+        period = self.spec.training.steps_between_evaluations(len(self.train))
         return self.progress.step % period == 0 or self.progress.step == self.total_steps
 
     def step_texts(self) -> NDArray[np.int64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class Check:
         """Forecast of the whole run."""
         return sum(fleet.whole.seconds for fleet in self.fleets)
 
-    @property
+    @cached_property
     def forecasts(self) -> dict[str, Forecast]:
         """What each trial is expected to take, by its id."""
         return {name: forecast for fleet in self.fleets for name, forecast in fleet.trials.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fleetune.data.tokens import Tokens
 from fleetune.engine.backbone import Backbone, load_backbone
@@ -71,28 +71,27 @@ def _forecast_group(inputs: Inputs, fleets: list[FleetPlan], data: FleetData, sa
     return [group.forecast(fleet) for fleet in fleets]
 
 
+@dataclass(frozen=True)
 class _Group:
     """Fleets that share data, backbone and precision.
 
-    Args:
+    Attributes:
         backbone: The backbone.
         data: The data.
         available: Bytes that were free before the backbone was loaded.
         before: Bytes that were in use then.
         loading: Peak of memory while it was.
         say: Is told what is under way.
+        probes: What was tried so far, by kind of trial; None where it did not fit.
     """
 
-    def __init__(
-        self, backbone: Backbone, data: FleetData, available: int, before: int, loading: int, say: Say
-    ) -> None:
-        self.backbone = backbone
-        self.data = data
-        self.available = available
-        self.before = before
-        self.loading = loading
-        self.say = say
-        self._probes: dict[tuple[object, ...], Probe | None] = {}
+    backbone: Backbone
+    data: FleetData
+    available: int
+    before: int
+    loading: int
+    say: Say
+    probes: dict[tuple[object, ...], Probe | None] = field(default_factory=dict)
 
     def forecast(self, fleet: FleetPlan) -> FleetForecast:
         """Returns what the fleet and its trials are expected to take."""
@@ -114,14 +113,14 @@ class _Group:
     def _probe(self, trial: Trial, together: int) -> Probe | None:
         """Returns what a few steps of a trial of this kind took; None where memory does not suffice to try."""
         key = _kind(trial, self.backbone, together)
-        if key not in self._probes:
-            self._probes[key] = None
+        if key not in self.probes:
+            self.probes[key] = None
             if fits(self.backbone.shape, [_candidate(trial)], self.available):
                 self.say(f"trying a few steps of {trial.name} on {trial.backbone.name}")
                 begin_peak()
                 with _unless_out_of_memory():
-                    self._probes[key] = probe(self.backbone, trial.method, trial.training, self.data, together)
-        return self._probes[key]
+                    self.probes[key] = probe(self.backbone, trial.method, trial.training, self.data, together)
+        return self.probes[key]
 
 
 @contextmanager
