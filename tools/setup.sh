@@ -59,4 +59,4 @@ fi
 
 unset VIRTUAL_ENV
 UV_PROJECT_ENVIRONMENT=.venv UV_PYTHON_DOWNLOADS=never \
-    "$uv" sync --locked --python "$python" --extra demo --extra hub
+    "$uv" sync --locked --python "$python" --extra demo --extra hub --extra qlora --extra track
