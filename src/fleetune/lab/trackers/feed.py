@@ -27,8 +27,8 @@ from fleetune.lab.trackers.names import require_packages
 from fleetune.lab.trackers.points import Points, recorded_events
 
 SECONDS_BETWEEN_BATCHES = 2.0
-SECONDS_TO_CLOSE = 60.0
-SECONDS_TO_CLOSE_INTERRUPTED = 15.0
+SECONDS_WITHOUT_PROGRESS = 60.0
+SECONDS_WHEN_INTERRUPTED = 15.0
 SECONDS_UNTIL_SAID = 3.0
 LINE_CHARACTERS = 200
 _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
@@ -85,25 +85,31 @@ class Tracking:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        limit = SECONDS_TO_CLOSE if error is None else SECONDS_TO_CLOSE_INTERRUPTED
         for trial in sorted(self._open):
             self._end(trial, Ending("interrupted", None, self._points.last_step(trial)))
         for courier in self._couriers:
             courier.finish()
-        deadline, is_said = time.monotonic() + limit, False
-        while late := [courier for courier in self._couriers if courier.is_alive()]:
-            late[0].join(0.1)
-            waited = limit - (deadline - time.monotonic())
-            if waited > SECONDS_UNTIL_SAID and not is_said:
-                is_said = True
-                self._lines.append(f"waiting for {_listed(late)}, {limit:.0f} seconds at most")
-            self._say()
-            if waited > limit:
-                break
+        self._wait(is_interrupted=error is not None)
         for courier in self._couriers:
             if courier.give_up():
-                self._lines.append(f"{courier.name} did not take everything in {limit:.0f} seconds; the ledger has it")
+                self._lines.append(f"{courier.name} did not take everything in time; the ledger has it")
         self._say()
+
+    def _wait(self, is_interrupted: bool) -> None:
+        """Waits while trackers take what is left; after an interruption not longer than a scheduler waits, either."""
+        began = moved = time.monotonic()
+        delivered, is_said = -1, False
+        while late := [courier for courier in self._couriers if courier.is_alive()]:
+            late[0].join(0.1)
+            now, total = time.monotonic(), sum(courier.delivered for courier in late)
+            if total != delivered:
+                delivered, moved = total, now
+            if now - began > SECONDS_UNTIL_SAID and not is_said:
+                is_said = True
+                self._lines.append(f"waiting for {_listed(late)}")
+            self._say()
+            if now - moved > SECONDS_WITHOUT_PROGRESS or (is_interrupted and now - began > SECONDS_WHEN_INTERRUPTED):
+                return
 
     def __call__(self, notice: Notice) -> None:
         """Tells `watch` and the trackers."""
@@ -171,10 +177,15 @@ class Tracking:
 
 
 class _Courier(threading.Thread):
-    """Brings messages to one tracker, many at once. After a failure it says so once, and takes them to nobody."""
+    """Brings messages to one tracker, many at once. After a failure it says so once, and takes them to nobody.
+
+    Attributes:
+        delivered: Number of messages that are there, for whoever waits.
+    """
 
     def __init__(self, name: str, run: TrackedRun, endings: Endings, lines: deque[str]) -> None:
         super().__init__(name=name, daemon=True)
+        self.delivered = 0
         self._run_facts, self._endings, self._lines = run, endings, lines
         self._queue: queue.SimpleQueue[_Message] = queue.SimpleQueue()
         self._closing, self._given_up, self._is_dead = threading.Event(), threading.Event(), False
@@ -238,6 +249,7 @@ class _Courier(threading.Thread):
                 case _End():
                     tracker.log(message.trial, points.pop(message.trial, []))
                     tracker.end(message.trial, message.ending or self._endings.of(message.trial))
+            self.delivered += 1
         for trial, several in points.items():
             tracker.log(trial, several)
 

@@ -47,15 +47,14 @@ class TensorBoard(Tracker):
 
         name = _NOT_IN_NAMES.sub("-", trial.label).strip("-.")
         folder = self._folder / f"{name}-{trial.id}"
-        is_continued = folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"events.out.tfevents.{time.time_ns() / 1e9:.6f}.fleetune"
         self._logs[trial.id] = _Log(file, trial.configuration)
-        self._write(trial.id, [Event(wall_time=time.time(), file_version="brain.Event:2")])
-        if is_continued:
-            # Everything before is told again from the ledger, so that neither a gap nor a step twice is left.
-            session = SessionLog(status=SessionLog.START)
-            self._write(trial.id, [Event(wall_time=time.time(), step=0, session_log=session)])
+        now = time.time()
+        self._write(trial.id, [Event(wall_time=now, file_version="brain.Event:2")])
+        # A second START makes TensorBoard forget the events before it. What an earlier attempt measured is told again
+        # from the ledger, so that neither a gap nor a step twice is left.
+        self._write(trial.id, [Event(wall_time=now, step=0, session_log=SessionLog(status=SessionLog.START))])
         self._write_summary(trial.id, _text("configuration", _as_markdown(flat(trial.configuration))), 0)
 
     def log(self, trial: str, points: Sequence[Point]) -> None:

@@ -50,21 +50,26 @@ class WandB(Tracker):
         self._is_local = mode in LOCAL_MODES
         if mode == "disabled":
             return "WANDB_MODE=disabled, so nothing is written"
-        if self._is_local or _has_login(session.settings):
-            return self._place() if self._is_local else f"the group '{run.name}' of the project {_project()}"
+        if self._is_local:
+            return self._place()
+        hindrance = _hindrance(session.settings)
+        if hindrance is None:
+            return f"the group '{run.name}' of the project {_project()}"
         self._is_local = True
-        return f"no login was found (wandb login makes one); {self._place()}"
+        return f"{hindrance}; {self._place()}"
 
     def start(self, trial: TrackedTrial) -> str | None:
-        if self._is_local:
-            self._runs[trial.id] = self._begin(trial)
-            return None
+        # The id holds the run's key, since another run may have the same trial.
+        name = f"{trial.id}-{self._run.key}"
         try:
-            self._runs[trial.id] = self._begin(trial)
-        except self._wandb.errors.CommError as error:
+            self._runs[trial.id] = self._begin(trial, name)
+        except self._wandb.Error as error:
+            if self._is_local:
+                raise
             self._is_local = True
-            self._runs[trial.id] = self._begin(trial)
-            return f"no connection ({str(error).splitlines()[0]}); {self._place()}"
+            # W&B does not give up an id that it could not connect.
+            self._runs[trial.id] = self._begin(trial, f"{name}-offline")
+            return f"{_first_line(error)}; {self._place()}"
         return None
 
     def log(self, trial: str, points: Sequence[Point]) -> None:
@@ -98,14 +103,13 @@ class WandB(Tracker):
         if self._wandb is not None and self._owns_service:
             self._wandb.teardown()
 
-    def _begin(self, trial: TrackedTrial) -> Any:
-        """Returns the W&B run of a trial; its id holds the run's key, since another run may have the same trial."""
+    def _begin(self, trial: TrackedTrial, name: str) -> Any:
         return self._wandb.init(
             project=_project(),
             group=self._run.name,
             job_type=trial.configuration.get("method"),
             name=trial.label[:NAME_CHARACTERS],
-            id=f"{trial.id}-{self._run.key}",
+            id=name,
             resume="allow",
             reinit="create_new",
             config=trial.configuration,
@@ -139,12 +143,22 @@ def _project() -> str:
     return os.environ.get("WANDB_PROJECT") or PROJECT
 
 
-def _has_login(settings: Any) -> bool:
-    """Returns whether W&B would find a login without asking for one."""
+def _hindrance(settings: Any) -> str | None:
+    """Returns why W&B cannot be reached with the login that there is, None where it can; asks nobody for a login."""
+    from wandb import Error
     from wandb.sdk.lib import wbauth
 
-    found = wbauth.authenticate_session(host=settings.base_url, source="fleetune", prompt=False, update_session=False)
-    return found is not None
+    try:
+        found = wbauth.authenticate_session(
+            host=settings.base_url, source="fleetune", prompt=False, verify=True, update_session=False
+        )
+    except Error as error:
+        return _first_line(error)
+    return None if found is not None else "no login was found (wandb login makes one)"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _go_on() -> None:
