@@ -16,10 +16,12 @@ from fleetune.data.config import DataConfig
 from fleetune.engine.config import BackboneConfig, TrainingConfig
 from fleetune.errors import RecipeError
 from fleetune.lab.overrides import apply_overrides
+from fleetune.lab.trackers.names import tracker_names
 from fleetune.lab.validate import checked, refuse_unknown, takes_list, unknown_key
 from fleetune.methods.base import Method
 
 TABLES = ("data", "backbone", "training", "method")
+TRACK = "track"
 DEFAULT_SEEDS = 3
 EMBEDDED = "embedded:"
 
@@ -70,6 +72,7 @@ class Recipe:
         methods: The methods with their grids.
         document: The tables as they were read, overrides applied.
         name: Name of the recipe: its file's stem.
+        track: The trackers that show its trials while they train; no part of what a trial is.
     """
 
     base: Path
@@ -78,6 +81,7 @@ class Recipe:
     methods: tuple[MethodEntry, ...]
     document: Document = field(repr=False)
     name: str = "experiment"
+    track: tuple[str, ...] = ()
 
     @property
     def metric(self) -> str:
@@ -101,8 +105,8 @@ def recipe_from(document: Document, base: Path, source: str, name: str = "experi
         RecipeError: If a table is missing, a key is unknown or a value is wrong.
     """
     for key in document:
-        if key not in TABLES:
-            hint = unknown_key(key, TABLES, "").split("; ", 1)[1]
+        if key not in (*TABLES, TRACK):
+            hint = unknown_key(key, (*TABLES, TRACK), "").split("; ", 1)[1]
             raise RecipeError(f"{source}: [{key}] is not a known table; {hint}")
     data = _named(document, "data", DataConfig, source, _data_name)
     backbones = _named(document, "backbone", BackboneConfig, source, _backbone_name)
@@ -117,12 +121,14 @@ def recipe_from(document: Document, base: Path, source: str, name: str = "experi
         _method_entry(table, training, f"{source}: {place}", f"{source}: [training]") for place, table in entries
     )
     backbones = tuple(_found_from(base, backbone) for backbone in backbones)
-    return Recipe(base.resolve(), data, backbones, found, document, name)
+    track = tracker_names(document.get(TRACK, []), f"{source}: {TRACK}")
+    return Recipe(base.resolve(), data, backbones, found, document, name, track)
 
 
 def resolved(recipe: Recipe) -> Document:
     """Returns tables that give the same recipe from any folder and with any later version's defaults."""
     return {
+        **({TRACK: list(recipe.track)} if recipe.track else {}),
         "data": [_absolute(config, recipe.base) for config in recipe.data],
         "backbone": [config.model_dump(mode="json", exclude_none=True) for config in recipe.backbones],
         "training": {"seeds": list(recipe.methods[0].seeds), "metric": recipe.metric},

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fleetune.compare.result import TrialResult, TrialStatus
+from fleetune.errors import UserError
 from fleetune.lab.folder import RunFolder
 from fleetune.lab.ledger import LedgerReader, Row
 from fleetune.lab.lock import is_locked
@@ -69,6 +70,20 @@ def load_results(folder: Path) -> RunResults:
         command=meta.get("command", ""),
         attempts=attempts,
     )
+
+
+def load_trial(folder: Path, trial: str) -> TrialResult:
+    """Returns the result of one trial of the run in `folder`, also while others of it train.
+
+    Raises:
+        UserError: If there is no run, or no such trial in it.
+        RunError: If a file of it is damaged.
+    """
+    with LedgerReader(folder) as ledger:
+        rows = ledger.rows("SELECT * FROM trials WHERE id = ?", trial)
+        if not rows:
+            raise UserError(f"{folder} has no trial {trial}.\nType: fleetune status {folder}")
+        return _trial(rows[0], RunFolder(folder), ledger, ledger.meta(), is_locked(folder), _speeds(ledger))
 
 
 def _trial(
