@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from fleetune.compare.configuration import Configuration
-from fleetune.metrics import evaluate
 
 CONFIDENCE = 0.95
 LOWER_BOUND = {"matthews": -1.0}
@@ -106,7 +105,7 @@ class Row:
 def summed_up(configuration: Configuration, split: str, metric: str) -> Row:
     """Returns `configuration` scored by `metric` on `split`."""
     scored = [trial for trial in configuration.done if len(trial.predictions.get(split, ((), ()))[0])]
-    scores = {trial.seed: evaluate(*trial.predictions[split]).get(metric, math.nan) for trial in scored}
+    scores = {trial.seed: trial.scores(split).get(metric, math.nan) for trial in scored}
     reasons = {trial.seed: trial.degenerate_reason(split) for trial in scored}
     return Row(
         configuration,

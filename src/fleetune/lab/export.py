@@ -16,7 +16,7 @@ from fleetune.lab.folder import RunFolder
 from fleetune.lab.ledger import LedgerReader
 from fleetune.lab.recipe import load_recipe
 from fleetune.lab.results import RunResults, load_results
-from fleetune.metrics import MINIMISED, evaluate
+from fleetune.metrics import MINIMISED
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,6 +113,7 @@ def export_trial(run: Path, trial_id: str, to: Path, merge: bool = False) -> Exp
         pairs=meta["data"][trial.data]["pairs"],
         max_tokens=data.max_tokens,
         training=_training_summary(results, trial),
+        thresholds=None if trial.final_thresholds is None else trial.final_thresholds.tolist(),
         tokenizer=load_tokenizer(config),
         precision=trial.precision,
         probe=open_tokens(run / facts["tokens"]),
@@ -152,8 +153,8 @@ def _best_tensors(folder: Path) -> dict[str, Tensor]:
 
 def _training_summary(results: RunResults, trial: TrialResult) -> dict[str, Any]:
     scores = {
-        split: {name: value for name, value in evaluate(*predicted).items() if math.isfinite(value)}
-        for split, predicted in trial.predictions.items()
+        split: {name: value for name, value in trial.scores(split).items() if math.isfinite(value)}
+        for split in trial.predictions
     }
     return {
         "run": results.name,

@@ -16,7 +16,7 @@ from fleetune.data.config import DataConfig
 from fleetune.engine.config import BackboneConfig, TrainingConfig
 from fleetune.errors import RecipeError
 from fleetune.lab.overrides import apply_overrides
-from fleetune.lab.validate import checked, refuse_unknown, takes_list, unknown_key
+from fleetune.lab.validate import checked, is_one_value, refuse_unknown, unknown_key
 from fleetune.methods.base import Method
 
 TABLES = ("data", "backbone", "training", "method")
@@ -247,7 +247,7 @@ def _grid(fields: Document, model: type[BaseModel], places: str | Mapping[str, s
     """Returns every combination of the fields that are lists, the last one varying fastest."""
     axes: list[list[Any]] = []
     for key, value in fields.items():
-        values = _axis(value, takes_list(model.model_fields[key].annotation))
+        values = _axis(value, model.model_fields[key].annotation)
         if not values:
             place = places if isinstance(places, str) else places[key]
             raise RecipeError(f"{place}.{key} = []: a value, or a list of values to try, was expected")
@@ -255,12 +255,8 @@ def _grid(fields: Document, model: type[BaseModel], places: str | Mapping[str, s
     return [dict(zip(fields, point, strict=True)) for point in product(*axes)]
 
 
-def _axis(value: Any, is_list_by_nature: bool) -> list[Any]:
-    if not isinstance(value, list):
-        return [value]
-    if is_list_by_nature and value and not any(isinstance(entry, list) for entry in value):
-        return [value]
-    return value
+def _axis(value: Any, annotation: Any) -> list[Any]:
+    return value if isinstance(value, list) and not is_one_value(annotation, value) else [value]
 
 
 def _seeds(value: Any, place: str) -> tuple[int, ...]:

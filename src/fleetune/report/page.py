@@ -17,6 +17,7 @@ from fleetune.report.figures.audit import SPLITS, class_counts, token_lengths
 from fleetune.report.figures.confusion import confusion_panels, label_panels, per_label_bars, per_label_table
 from fleetune.report.figures.curves import loss_panels, metric_by_step
 from fleetune.report.figures.quality import majority_score, metric_bars, quality_against_parameters, seconds_bars
+from fleetune.thresholds import NEUTRAL
 
 if TYPE_CHECKING:
     from fleetune.report.html import Run
@@ -67,6 +68,7 @@ class Section:
     labels: Figure | None
     label_rows: list[dict[str, Any]]
     label_note: str
+    threshold_note: str
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,17 @@ def _section(comparison: Comparison, rows: list[Row], suffix: tuple[str, ...]) -
         labels=per_label_bars(compared, split, key("labels", *suffix)),
         label_rows=[{str(name): value for name, value in record.items()} for record in by_label],
         label_note=f"The {len(compared)} best of {len(scored)} configurations." if len(scored) > len(compared) else "",
+        threshold_note=_threshold_note(lead),
     )
+
+
+def _threshold_note(lead: Row | None) -> str:
+    """Returns what the column of thresholds shows; nothing where texts have one label each."""
+    if lead is None or not lead.configuration.first.multi_label:
+        return ""
+    seeds = " Mean, and lowest to highest, over seeds." if len(lead.scores) > 1 else ""
+    rule = words.threshold_rule(lead.configuration.first.training.get("thresholds", NEUTRAL), "test")
+    return f"Threshold: the probability from which the label is given. {rule}{seeds}"
 
 
 def _confusion(rows: Sequence[Row], lead: Row | None, split: str, key: str) -> Panels | None:
@@ -235,7 +247,8 @@ def _confusion(rows: Sequence[Row], lead: Row | None, split: str, key: str) -> P
     figures = label_panels(lead, split, key)
     labels = len(first.label_names)
     which = "one a label" if len(figures) == labels else f"of the {len(figures)} most frequent of {labels} labels"
-    caption = f"Of {lead.name}, {which}: numbers of {title} texts, summed over its seeds. Threshold 0.5."
+    caption = f"Of {lead.name}, {which}: numbers of {title} texts, summed over its seeds. "
+    caption += words.threshold_rule(first.training.get("thresholds", NEUTRAL), split)
     return Panels("Confusion matrices by label", caption, figures)
 
 

@@ -41,6 +41,8 @@ def loss_panels(configurations: Sequence[Configuration], key: str) -> list[Figur
     steps = max((len(trial.losses) for configuration in configurations for trial in configuration.trials), default=0)
     mean_of = math.ceil(steps / MAX_POINTS)
     caption = f"Training points are means over {mean_of} steps." if mean_of > 1 else ""
+    if any(_is_weighted(configuration.first.training) for configuration in configurations):
+        caption += " Training loss is what was minimised, weights and focus included; validation's is cross entropy."
     return [
         Figure(
             key=f"{key}-{index}",
@@ -98,6 +100,10 @@ def _loss_table(configuration: Configuration) -> pd.DataFrame:
 def _validation_losses(trial: TrialResult) -> list[tuple[float, float]]:
     pairs = [(one["step"], one["metrics"].get("loss", one["metrics"].get("log_loss"))) for one in trial.history]
     return [(float(step), float(loss)) for step, loss in pairs if _is_number(loss)]
+
+
+def _is_weighted(training: dict[str, Any]) -> bool:
+    return training.get("loss", "cross_entropy") != "cross_entropy" or training.get("class_weights", "none") != "none"
 
 
 def _is_number(value: Any) -> bool:
