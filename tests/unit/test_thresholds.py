@@ -133,8 +133,9 @@ def test_a_trials_numbers_follow_from_its_predictions_and_its_thresholds() -> No
     assert trial.thresholds("test").tolist() == [0.5] * 5, "a run without the setting decided by 0.5"  # type: ignore[union-attr]
     tuned = replace(trial, training=trial.training | {"thresholds": "tuned"})
     labels, logits = tuned.predictions["test"]
-    chosen = tuned_thresholds(*(lambda y, x: (y, sigmoid(x)))(*tuned.predictions["validation"]))
-    np.testing.assert_array_equal(tuned.final_thresholds, chosen)  # type: ignore[arg-type]
+    validation_labels, validation_logits = tuned.predictions["validation"]
+    chosen = tuned_thresholds(validation_labels, sigmoid(validation_logits))
+    np.testing.assert_array_equal(tuned.final_thresholds, chosen)
     assert tuned.scores("test")["f1_macro"] == pytest.approx(macro_f1(labels, sigmoid(logits), chosen))
     assert (tuned.decisions("test") == (sigmoid(logits) >= chosen)).all()
     labels, logits = tuned.predictions["validation"]

@@ -11,6 +11,7 @@ import pandas as pd
 
 from fleetune.compare.configuration import Configuration
 from fleetune.compare.result import TrialResult
+from fleetune.compare.row import Row
 from fleetune.report import words
 from fleetune.report.figure import ACCENT, MUTED, SERIES, Figure, domain, listed, score_ceiling
 
@@ -55,6 +56,20 @@ def loss_panels(configurations: Sequence[Configuration], key: str) -> list[Figur
         )
         for index, (name, table) in enumerate(tables.items(), start=1)
     ]
+
+
+def metrics_by_step(rows: Sequence[Row]) -> list[Figure]:
+    """Returns `metric_by_step` for each metric by which rows are scored."""
+    metrics = list(dict.fromkeys(row.metric for row in rows))
+    drawn = [
+        metric_by_step(
+            [row.configuration for row in rows if row.metric == metric],
+            metric,
+            "metric-by-step" if len(metrics) == 1 else words.key("metric-by-step", metric),
+        )
+        for metric in metrics
+    ]
+    return [figure for figure in drawn if figure is not None]
 
 
 def metric_by_step(configurations: Sequence[Configuration], metric: str, key: str) -> Figure | None:
@@ -103,7 +118,8 @@ def _validation_losses(trial: TrialResult) -> list[tuple[float, float]]:
 
 
 def _is_weighted(training: dict[str, Any]) -> bool:
-    return training.get("loss", "cross_entropy") != "cross_entropy" or training.get("class_weights", "none") != "none"
+    plain = {"loss": "cross_entropy", "class_weights": "none"}
+    return any(training.get(key, value) != value for key, value in plain.items())
 
 
 def _is_number(value: Any) -> bool:
