@@ -101,9 +101,10 @@ def test_weights_by_label_are_one_value_and_lists_of_them_an_axis() -> None:
     assert weights("balanced") == ["balanced"]
     assert weights(["none", "balanced"]) == ["none", "balanced"]
     assert weights(["none", [1, 2.5]]) == ["none", (1.0, 2.5)]
-    for wrong in ([1.0, 0.0], [1.0, float("inf")], [1.0, "2"], "balance", [[]]):
+    wrong: list[Any] = [[1.0, 0.0], [1.0, float("inf")], [1.0, "2"], "balance", []]
+    for one in wrong:
         with pytest.raises(RecipeError, match=r"\[training\]\.class_weights"):
-            weights(wrong) if wrong != [[]] else weights([])
+            weights(one)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 1, "tune", -0.5, True])

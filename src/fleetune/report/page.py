@@ -329,6 +329,7 @@ def _audit(audit: dict[str, Any], index: int) -> AuditView:
         ("Left out by where", audit.get("filtered") or None),
         ("Left out by sample", audit.get("sampled_out") or None),
         *((f"{title[:1].upper()}{title[1:]} texts", audit.get(split)) for split, title in words.SPLIT_TITLES.items()),
+        ("Test texts without labels, not scored", audit.get("unscored") or None),
         ("Duplicates", audit.get("duplicates")),
         ("Texts with conflicting labels", audit.get("conflicts")),
         ("Texts of validation or test also in training", audit.get("leaks")),
