@@ -102,8 +102,7 @@ def test_predictions_hold_logits_and_no_labels(tmp_path: Path, multi_label: bool
     assert dataset.multi_label == multi_label
     rng = np.random.default_rng(0)
     logits: Any = {
-        split: rng.normal(size=(len(dataset.splits[split]), 2)).astype(np.float32)  # type: ignore[index]
-        for split in ("validation", "test")
+        split: rng.normal(size=(len(dataset.splits[split]), 2)).astype(np.float32) for split in ("validation", "test")
     }
     write_predictions(tmp_path / "p.parquet", dataset, logits)
     import pyarrow.parquet
