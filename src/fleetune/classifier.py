@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -23,13 +23,14 @@ from fleetune.data.tokens import Tokens, tokenize_in_memory
 from fleetune.engine.backbone import Backbone, load_backbone, load_tokenizer
 from fleetune.engine.config import BackboneConfig, TrainingConfig
 from fleetune.engine.evaluation import trial_logits
-from fleetune.engine.events import Evaluated, Failed
+from fleetune.engine.events import Evaluated, Failed, Finished
 from fleetune.engine.fleet import Fleet, FleetData
 from fleetune.engine.trial import TrialSpec
 from fleetune.errors import DataError, RecipeError, TrialFailedError
 from fleetune.methods import get
 from fleetune.methods.base import Method, describe_validation
-from fleetune.metrics import check_metric, probabilities_of
+from fleetune.metrics import probabilities_of
+from fleetune.thresholds import final_thresholds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +41,16 @@ Labels = Iterable[Any]
 """A label a text, or several: see `TextClassifier.fit`."""
 PROBE_TEXTS = 32
 """Training texts that are kept, to compare logits with when the classifier is saved."""
-TRAINING_FIELDS = ("epochs", "learning_rate", "batch_size", "metric", "class_weights", "precision")
+TRAINING_FIELDS = (
+    "epochs",
+    "learning_rate",
+    "batch_size",
+    "metric",
+    "loss",
+    "class_weights",
+    "thresholds",
+    "precision",
+)
 
 
 class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -57,7 +67,11 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         seed: Seed of the start, the order, the dropout and the split.
         precision: `auto`, `bf16` or `fp32`.
         metric: What chooses the best epoch.
-        class_weights: `none`, or `balanced`.
+        loss: `cross_entropy`, or `focal`.
+        class_weights: `none`, `balanced`, or a number for each of `classes_`; multi-label, a label's positives are
+            weighed.
+        thresholds: Multi-label: `tuned` for each label's F1 on the texts kept aside (0.5 where there are none), or a
+            number.
 
     Attributes:
         classes_: The labels in the order of the columns of `predict_proba`: strings sorted, numbers by value.
@@ -82,7 +96,9 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         seed: int = 0,
         precision: str = "auto",
         metric: str = "f1_macro",
-        class_weights: str = "none",
+        loss: str = "cross_entropy",
+        class_weights: str | Sequence[float] = "none",
+        thresholds: str | float = "tuned",
     ) -> None:
         self.backbone = backbone
         self.method = method
@@ -94,7 +110,9 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.seed = seed
         self.precision = precision
         self.metric = metric
+        self.loss = loss
         self.class_weights = class_weights
+        self.thresholds = thresholds
 
     def fit(self, X: Texts, y: Labels) -> Self:
         """Trains on texts and their labels.
@@ -114,7 +132,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         texts = read_texts(X)
         labels = read_labels(y)
         dataset = _dataset(texts, labels)
-        check_metric(self.metric, dataset.num_labels, dataset.multi_label)
+        training.check_labels(dataset.num_labels, dataset.multi_label)
         dataset = replace(dataset, splits=self._split(dataset))
         config = BackboneConfig(model=str(self.backbone))
         method = get(self.method)() if isinstance(self.method, str) else self.method
@@ -122,12 +140,12 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tokens = tokenize_in_memory(dataset, tokenizer, self.max_tokens)
         backbone = load_backbone(config, dataset.num_labels, self.precision)
         _check_lengths(tokens, backbone)
-        self.tensors_, self.history_ = _train(
+        self.tensors_, self.history_, logits = _train(
             backbone, TrialSpec("classifier", method, training, self.seed), dataset, tokens
         )
         self.backbone_, self.method_, self.tokenizer_ = backbone, method, tokenizer
         self.classes_, self.label_names_, self.label_type_ = labels.classes, labels.names, labels.label_type
-        self.thresholds_: NDArray[np.float64] | None = np.full(len(labels.names), 0.5) if dataset.multi_label else None
+        self.thresholds_ = _thresholds(training, dataset, logits)
         self.pairs_, self.max_tokens_ = dataset.pairs is not None, self.max_tokens
         self._probe = _rows(texts, np.linspace(0, len(dataset) - 1, min(PROBE_TEXTS, len(dataset))).astype(np.int64))
         return self
@@ -309,15 +327,28 @@ def _check_lengths(tokens: Tokens, backbone: Backbone) -> None:
 
 def _train(
     backbone: Backbone, spec: TrialSpec, dataset: Dataset, tokens: Tokens
-) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Returns the best tensors of one trial, and its evaluations."""
+) -> tuple[dict[str, Tensor], list[dict[str, Any]], NDArray[np.float32] | None]:
+    """Returns the best tensors of one trial, its evaluations, and the best tensors' logits on validation if any."""
     fleet = Fleet(backbone, [spec], FleetData(tokens, dataset.labels, dataset.splits))
     history: list[dict[str, Any]] = []
+    logits: NDArray[np.float32] | None = None
     for event in fleet.train():
         if isinstance(event, Failed):
             raise TrialFailedError(f"the training failed: {event.reason}.\nTry a lower learning_rate")
         if isinstance(event, Evaluated):
             metrics = {name: float(value) for name, value in event.metrics.items()}
             history.append({"step": event.step, "epoch": event.epoch, **metrics})
+        if isinstance(event, Finished):
+            logits = event.predictions.get("validation")
     trial = fleet.trials[0]
-    return trial.best or trial.parameters.state(), history
+    return trial.best or trial.parameters.state(), history, logits
+
+
+def _thresholds(
+    training: TrainingConfig, dataset: Dataset, logits: NDArray[np.float32] | None
+) -> NDArray[np.float64] | None:
+    """Returns from which probability each label is given, None where texts have one label each."""
+    if not dataset.multi_label:
+        return None
+    labels = dataset.labels[dataset.splits["validation"]]
+    return final_thresholds(training.thresholds, dataset.num_labels, None if logits is None else (labels, logits))

@@ -24,7 +24,7 @@ def print_comparison(comparison: Comparison) -> None:
     rows = [
         [
             row.name,
-            number(row.mean),
+            number(row.mean) if comparison.has_one_metric else f"{number(row.mean)} {row.metric}",
             "–" if row.interval is None else f"{row.interval[0]:.4f} to {row.interval[1]:.4f}",
             str(len(row.scores)),
             count(row.trainable),
@@ -34,7 +34,7 @@ def print_comparison(comparison: Comparison) -> None:
         ]
         for row in comparison.ranked
     ]
-    score = f"{comparison.metric} on {comparison.split}"
+    score = f"{comparison.metric if comparison.has_one_metric else 'score'} on {comparison.split}"
     headings = ["configuration", score, "95 % interval", "seeds", "trainable", "time", "size", ""]
     print_table(headings, rows, right=(1, 3, 4, 5, 6))
     print_line(comparison.verdict.reason)

@@ -43,6 +43,8 @@ class Audit:
         token_lengths: Histogram of lengths in tokens before cutting; known after tokenising.
         warnings: What may make a figure untrue.
         notes: What was done on the way.
+        unscored: Texts of test that have no label: predicted, never scored, and not searched for leaks and duplicates.
+            They are among `accepted` and `test`, and without `class_counts`.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Audit:
     token_lengths: dict[str, Any] | None = None
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    unscored: int = 0
 
     def with_tokens(self, full_lengths: NDArray[np.int32], max_tokens: int) -> Audit:
         """Returns this audit with what is known after tokenising.

@@ -88,6 +88,8 @@ class DataConfig(BaseModel):
     """Texts are cut to this many tokens, special tokens included."""
     split: SplitConfig = SplitConfig()
     """How one file becomes three."""
+    metric: str | None = None
+    """Metric of the trials on this data, where it is not that of [training], such as `matthews` for CoLA."""
 
     @field_validator("delimiter", "quote", "escape")
     @classmethod

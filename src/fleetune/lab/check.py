@@ -128,7 +128,7 @@ def _warnings(inputs: Inputs, audits: dict[str, Audit], fleets: tuple[FleetForec
         if not audit.validation:
             lines.append(f"{name}: there is no validation split, so each trial's last checkpoint counts as its best")
         for split in ("validation", "test"):
-            size = getattr(audit, split)
+            size = getattr(audit, split) - (audit.unscored if split == "test" else 0)
             if 0 < size < FEW_TEXTS:
                 lines.append(f"{name}: {size} {split} texts can hardly tell methods apart")
     for entry in inputs.recipe.methods:

@@ -13,13 +13,12 @@ from fleetune.engine.config import BackboneConfig
 from fleetune.engine.footprint import Candidate, fits
 from fleetune.engine.shape import shape_from_config
 from fleetune.engine.source import find_folder
-from fleetune.errors import MethodError
+from fleetune.errors import MethodError, RecipeError
 from fleetune.lab.parameters import ParameterCounts, count_parameters
 from fleetune.lab.plan import Plan, Trial, plan
 from fleetune.lab.recipe import Recipe
 from fleetune.memory import available_bytes
 from fleetune.methods.base import BackboneShape
-from fleetune.metrics import check_metric
 
 
 @dataclass(frozen=True)
@@ -48,12 +47,9 @@ def gather_inputs(recipe: Recipe) -> Inputs:
         DataError: If data cannot be used.
         BackboneError: If a backbone cannot be found.
         MethodError: If a method does not fit a backbone.
-        RecipeError: If the metric does not fit the labels.
+        RecipeError: If a metric or weights of classes do not fit the labels.
     """
     prepared = {config.name: prepare(config, recipe.base) for config in recipe.data}
-    for config in recipe.data:
-        dataset = prepared[config.name].dataset
-        check_metric(recipe.metric, dataset.num_labels, dataset.multi_label)
     shapes = {
         (data.name, backbone.name): shape_from_config(find_folder(backbone), prepared[data.name].dataset.num_labels)
         for data in recipe.data
@@ -61,6 +57,8 @@ def gather_inputs(recipe: Recipe) -> Inputs:
     }
     hashes = {name: one.dataset.content_hash() for name, one in prepared.items()}
     trials = plan(recipe, partial(_fit_into, available_bytes(), shapes), hashes)
+    for trial in trials.trials:
+        _check_labels(trial, prepared[trial.data.name], several=len(recipe.data) > 1)
     parameters = {trial.id: _count(trial, shapes[trial.data.name, trial.backbone.name]) for trial in trials.trials}
     return Inputs(recipe, prepared, trials, shapes, parameters)
 
@@ -73,6 +71,14 @@ def tokens_for(
 
     tokenizer = load_tokenizer(backbone)
     return tokenize(prepared.dataset, tokenizer, max_tokens, cache, model_id or str(find_folder(backbone)))
+
+
+def _check_labels(trial: Trial, prepared: Prepared, several: bool) -> None:
+    dataset = prepared.dataset
+    try:
+        trial.training.check_labels(dataset.num_labels, dataset.multi_label)
+    except RecipeError as error:
+        raise RecipeError(f"on {trial.data.name}, {error}" if several else str(error)) from None
 
 
 def _fit_into(available: int, shapes: Mapping[tuple[str, str], BackboneShape], trials: Sequence[Trial]) -> bool:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fleetune.compare.result import TrialResult, TrialStatus
+from fleetune.data.dataset import are_known
 from fleetune.errors import UserError
 from fleetune.lab.folder import RunFolder
 from fleetune.lab.ledger import LedgerReader, Row
 from fleetune.lab.lock import is_locked
-from fleetune.lab.predictions import read_predictions
+from fleetune.lab.predictions import Predictions, read_predictions
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def _trial(
         multi_label=data["multi_label"],
         training=training,
         reason=row["reason"],
-        predictions=dict(read_predictions(place.predictions(row["id"]))) if done else {},
+        predictions=_scorable(read_predictions(place.predictions(row["id"]))) if done else {},
         history=_history(ledger, row["id"]),
         losses=[(step["step"], step["loss"]) for step in _steps(ledger, row["id"])],
         parameters=json.loads(row["parameters"]),
@@ -129,6 +130,11 @@ def _trial(
         precision=backbone.get("precision"),
         notes=list(backbone.get("notes", [])),
     )
+
+
+def _scorable(predictions: Predictions) -> Predictions:
+    """Returns the splits whose labels are known; of the others nothing can be said."""
+    return {split: pair for split, pair in predictions.items() if are_known(pair[0])}
 
 
 def _status(stored: str, alive: bool) -> TrialStatus:
