@@ -234,7 +234,8 @@ class Fleet:
     def _backward_of(self, parts: list[Part]) -> list[tuple[Part, float]]:
         """Runs one pack forward and backward; returns each part's loss."""
         batches = [(part.slot, part.texts) for part in parts]
-        firsts, multiple = [part.start for part in parts], self.backbone.pack_multiple
+        counts, multiple = self.data.tokens.sequence_counts, self.backbone.pack_multiple
+        firsts = [int(counts[part.batch[: part.start]].sum()) for part in parts]
         pack = pack_texts(self.data.tokens, batches, self.backbone.layout, firsts, multiple)
         heads = {part.slot: part.trial.parameters.leaves(part.number).head for part in parts}
         streams = {part.slot: part.trial.stream() for part in parts}

@@ -165,9 +165,10 @@ def _first_epoch(train: NDArray[np.int64], batch: int) -> NDArray[np.int64]:
 
 def _costs(backbone: Backbone, tokens: Tokens, batches: NDArray[np.int64]) -> NDArray[np.int64]:
     """Returns the tokens `(batches,)` that each batch has in the backbone's layout."""
-    lengths = tokens.lengths[batches]
-    costs: NDArray[np.int64] = lengths.sum(axis=1)
-    return costs if backbone.layout == "packed" else lengths.max(axis=1) * lengths.shape[1]
+    costs: NDArray[np.int64] = tokens.lengths[batches].sum(axis=1)
+    if backbone.layout == "padded":
+        costs = tokens.longest_sequences[batches].max(axis=1) * tokens.sequence_counts[batches].sum(axis=1)
+    return costs
 
 
 def _of_tokens(tokens: Tokens, texts: NDArray[np.int64], limit: int) -> NDArray[np.int64]:

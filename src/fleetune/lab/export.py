@@ -114,6 +114,7 @@ def export_trial(run: Path, trial_id: str, to: Path, merge: bool = False) -> Exp
         multi_label=trial.multi_label,
         pairs=meta["data"][trial.data]["pairs"],
         max_tokens=data.max_tokens,
+        long_texts=data.cutting,
         training=_training_summary(results, trial),
         thresholds=None if trial.final_thresholds is None else trial.final_thresholds.tolist(),
         tokenizer=load_tokenizer(config),

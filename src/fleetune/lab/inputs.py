@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from fleetune.data.audit import Audit
+from fleetune.data.config import DataConfig
 from fleetune.data.prepare import Prepared, prepare
 from fleetune.data.tokens import Tokens, tokenize
 from fleetune.engine.config import BackboneConfig
@@ -64,13 +66,20 @@ def gather_inputs(recipe: Recipe) -> Inputs:
 
 
 def tokens_for(
-    prepared: Prepared, backbone: BackboneConfig, max_tokens: int, cache: Path, model_id: str | None = None
+    prepared: Prepared, backbone: BackboneConfig, data: DataConfig, cache: Path, model_id: str | None = None
 ) -> Tokens:
-    """Returns the texts as the backbone's tokenizer cuts them, from `cache` where it has them."""
+    """Returns the texts as the backbone's tokenizer and `data` make them tokens, from `cache` where it has them."""
     from fleetune.engine.backbone import load_tokenizer
 
     tokenizer = load_tokenizer(backbone)
-    return tokenize(prepared.dataset, tokenizer, max_tokens, cache, model_id or str(find_folder(backbone)))
+    model_id = model_id or str(find_folder(backbone))
+    return tokenize(prepared.dataset, tokenizer, data.max_tokens, cache, model_id, data.cutting)
+
+
+def audit_with(audit: Audit, data: DataConfig, tokens: Tokens) -> Audit:
+    """Returns the audit with what tokenising showed."""
+    windowed = int((tokens.sequence_counts > 1).sum())
+    return audit.with_tokens(tokens.full_lengths, data.max_tokens, int(tokens.truncated.sum()), windowed)
 
 
 def _check_labels(trial: Trial, prepared: Prepared, several: bool) -> None:
@@ -84,7 +93,12 @@ def _check_labels(trial: Trial, prepared: Prepared, several: bool) -> None:
 def _fit_into(available: int, shapes: Mapping[tuple[str, str], BackboneShape], trials: Sequence[Trial]) -> bool:
     """Returns whether the trials can train together in `available` bytes."""
     shape = shapes[trials[0].data.name, trials[0].backbone.name]
-    return fits(shape, [Candidate(trial.method, trial.training, trial.data.max_tokens) for trial in trials], available)
+    return fits(shape, [candidate_of(trial) for trial in trials], available)
+
+
+def candidate_of(trial: Trial) -> Candidate:
+    """Returns what decides whether the trial fits into a fleet."""
+    return Candidate(trial.method, trial.training, trial.data.cutting.most_tokens(trial.data.max_tokens))
 
 
 def _count(trial: Trial, shape: BackboneShape) -> ParameterCounts:

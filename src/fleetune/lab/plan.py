@@ -171,7 +171,9 @@ def _trial_id(
     data: DataConfig, data_hash: str | None, backbone: BackboneConfig, configuration: Configuration, seed: int
 ) -> str:
     facts = {
-        "data": [data_hash, data.max_tokens] if data_hash else data.model_dump(mode="json", exclude={"name", "metric"}),
+        "data": [data_hash, data.max_tokens, *data.cutting.identity]
+        if data_hash
+        else data.model_dump(mode="json", exclude={"name", "metric"}),
         "backbone": backbone.model_dump(mode="json", exclude={"name"}),
         "method": [configuration.method.kind, configuration.method.settings],
         "training": configuration.training.model_dump(mode="json"),

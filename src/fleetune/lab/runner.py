@@ -18,7 +18,7 @@ from fleetune.errors import UserError
 from fleetune.lab.executors.base import BackboneFacts, Executor, FleetJob
 from fleetune.lab.executors.local import LocalExecutor
 from fleetune.lab.folder import RunFolder
-from fleetune.lab.inputs import Inputs, tokens_for
+from fleetune.lab.inputs import Inputs, audit_with, tokens_for
 from fleetune.lab.ledger import Ledger
 from fleetune.lab.lock import RunLock
 from fleetune.lab.notices import FleetOpened, RunOpened, Said, Watch, unwatched
@@ -166,8 +166,8 @@ class _Run:
         """Returns the fleet's texts as tokens, and completes the audit with what they show."""
         prepared = self.inputs.prepared[fleet.data.name]
         folder = self.place.data(fleet.data.name, len(self.inputs.prepared) == 1)
-        tokens = tokens_for(prepared, fleet.backbone, fleet.data.max_tokens, folder / "tokens")
-        prepared.write(folder, prepared.audit.with_tokens(tokens.full_lengths, fleet.data.max_tokens))
+        tokens = tokens_for(prepared, fleet.backbone, fleet.data, folder / "tokens")
+        prepared.write(folder, audit_with(prepared.audit, fleet.data, tokens))
         for name in ("audit.json", "quarantine.csv", "splits.parquet"):
             self.ledger.add_artifact(folder / name, "data")
         return tokens

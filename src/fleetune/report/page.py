@@ -337,8 +337,11 @@ def _audit(audit: dict[str, Any], index: int) -> AuditView:
         ("Left out because they leak", audit.get("dropped") or None),
     ]
     facts = [(name, words.integer(number)) for name, number in counted if number is not None]
+    if windowed := audit.get("windowed"):
+        facts.append(("Read in several windows", f"{windowed:,} ({words.share(windowed, texts)})"))
     if truncated is not None:
-        facts.append((f"Cut to {audit.get('max_tokens')} tokens", f"{truncated:,} ({words.share(truncated, texts)})"))
+        cut = "Cut after the last window" if windowed else f"Cut to {audit.get('max_tokens')} tokens"
+        facts.append((cut, f"{truncated:,} ({words.share(truncated, texts)})"))
     return AuditView(
         name=str(audit.get("name", "data")),
         facts=facts,
