@@ -39,6 +39,20 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "distilbert": {**_COMMON, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 64},
     "roberta": {**_ENCODER, "pad_token_id": 1, "max_position_embeddings": 66},
     "xlm-roberta": {**_ENCODER, "pad_token_id": 1, "max_position_embeddings": 66},
+    "camembert": {**_ENCODER, "pad_token_id": 1, "max_position_embeddings": 66},
+    "mpnet": {**_ENCODER, "pad_token_id": 1, "max_position_embeddings": 66},
+    "deberta-v2": {
+        **_ENCODER,
+        "relative_attention": True,
+        "position_buckets": 8,
+        "max_relative_positions": -1,
+        "pos_att_type": ["p2c", "c2p"],
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "position_biased_input": False,
+        "type_vocab_size": 0,
+        "pooler_hidden_size": 32,
+    },
     "electra": {**_ENCODER, "embedding_size": 16},
     "albert": {**_ENCODER, "embedding_size": 16, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1},
     "modernbert": {**_ENCODER, "local_attention": 8, "global_attn_every_n_layers": 2, "initializer_cutoff_factor": 3.0},
@@ -49,8 +63,12 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "gemma3_text": {**_DECODER, "sliding_window": 6},
     "qwen2": _DECODER,
     "qwen3": _DECODER,
+    "phi": {**_DECODER, "partial_rotary_factor": 0.5},
+    "phi3": {**_DECODER, "sliding_window": 6},
 }
 ARCHITECTURES = sorted(_FIELDS)
+RELATIVE = ("deberta-v2", "mpnet")
+"""Those whose attention reads relative positions, which the packed layout does not know."""
 REPRESENTATIVE = ("bert", "distilbert", "roberta", "modernbert", "llama", "gemma", "qwen2")
 """Those on which exactness is tested at length; Llama's keys are grouped."""
 _VARIANTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
