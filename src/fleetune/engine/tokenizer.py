@@ -31,20 +31,17 @@ def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, TypeError, ImportError) as error:
         raise BackboneError(f"{folder} has no usable tokenizer: {str(error).splitlines()[0]}") from None
     tokenizer.padding_side = "right"
-    if _last_token_speaks(folder):
-        tokenizer.pad_token = _padding_apart(tokenizer, folder)
+    fields = json.loads((folder / "config.json").read_bytes())
+    if architecture_of(str(fields.get("model_type", ""))).pool == "last":
+        vocabulary = int({**fields, **fields.get("text_config", {})}.get("vocab_size", 1 << 31))
+        tokenizer.pad_token = _padding_apart(tokenizer, vocabulary, folder)
     elif tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer  # type: ignore[no-any-return]
 
 
-def _last_token_speaks(folder: Path) -> bool:
-    model_type = json.loads((folder / "config.json").read_bytes()).get("model_type", "")
-    return architecture_of(str(model_type)).pool == "last"
-
-
-def _padding_apart(tokenizer: Any, folder: Path) -> str:
-    """Returns a padding token with which no text ends.
+def _padding_apart(tokenizer: Any, vocabulary: int, folder: Path) -> str:
+    """Returns a padding token with which no text ends, and that the model's `vocabulary` embeddings have.
 
     Transformers takes the last token that is not padding. Where texts end with an end token that is the padding
     token too, that is the token before, on which nothing was trained.
@@ -54,7 +51,7 @@ def _padding_apart(tokenizer: Any, folder: Path) -> str:
     named = [token for token in special if "pad" in token.lower()]
     known = [tokenizer.pad_token, *named, tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token, *special]
     for token in known:
-        if token is not None and token != tokens[-1]:
+        if token is not None and token != tokens[-1] and tokenizer.convert_tokens_to_ids(token) < vocabulary:
             return str(token)
     raise BackboneError(
         f"{folder}: its tokenizer ends texts with {tokens[-1]!r} and has no other special token to pad with.\n"
