@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from fleetune.bundle import load_bundle, save_bundle
 from fleetune.engine.architecture import ARCHITECTURES as KNOWN
 from fleetune.engine.backbone import Backbone, load_backbone
 from fleetune.engine.config import BackboneConfig
 from fleetune.engine.dropout import Stream
+from fleetune.engine.evaluation import trial_logits
 from fleetune.engine.events import Finished, Stepped
 from fleetune.engine.fleet import Fleet
 from fleetune.engine.layout import pack_texts
 from fleetune.errors import BackboneError
 from fleetune.methods import get
+from tests.integration.test_bundle import LABELS, TOKENS, loaded_by_others, plain_logits, trained
 from tests.integration.test_exact_gradients import (
     TEXTS,
     fleet_results,
@@ -224,3 +228,20 @@ def test_a_layout_that_computes_otherwise_than_transformers_is_refused(monkeypat
     monkeypatch.setattr(relative, "_relative_scores", lambda *arguments: whole(*arguments) * 1.01)
     with pytest.raises(BackboneError, match="computes otherwise here"):
         load_backbone(BackboneConfig(model=str(tiny_folder("deberta-v2"))), 3, "float64")
+
+
+@pytest.mark.parametrize(("kind", "merge"), [("lora", False), ("ia3", True), ("full", False)])
+@pytest.mark.parametrize(
+    "architecture", ["mpnet", "deberta-v2", "deberta-v2 with a convolution", "phi", "phi3", "gemma3 with images"]
+)
+def test_a_bundle_gives_the_trials_logits(architecture: str, kind: str, merge: bool, tmp_path: Path) -> None:
+    backbone, method = tiny_backbone(architecture, precision="fp32"), get(kind)()
+    tensors = trained(backbone, method)
+    expected = trial_logits(backbone, method, tensors, TOKENS)
+    save_bundle(tmp_path / "b", backbone, method, tensors, LABELS, probe=TOKENS, merge=merge)
+    bundle = load_bundle(tmp_path / "b")
+    own = trial_logits(bundle.open_backbone("fp32"), bundle.method, bundle.tensors, TOKENS)
+    np.testing.assert_allclose(own, expected, atol=2e-5)
+    padding = 1 if architecture == "mpnet" else 0
+    model = loaded_by_others(tmp_path / "b", backbone.folder)
+    np.testing.assert_allclose(plain_logits(model, padding), expected, atol=2e-5)
