@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +117,39 @@ def test_a_tokenizer_without_any_padding_says_so(tmp_path: Path) -> None:
 
 def test_an_encoder_keeps_its_padding(tiny_bert: Path) -> None:
     assert load_tokenizer(BackboneConfig(model=str(tiny_bert))).pad_token == "[PAD]"
+
+
+def test_a_folder_without_a_tokenizer_is_not_given_one_that_knows_no_words() -> None:
+    """transformers makes up a tokenizer of five special tokens, for which every text is [UNK]."""
+    with pytest.raises(BackboneError, match=r"holds no tokenizer \(tokenizer\.json\)"):
+        load_tokenizer(BackboneConfig(model=str(tiny_folder("bert"))))
+
+
+def test_a_tokenizer_of_special_tokens_alone_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder("bert"), tmp_path / "m")
+    (tmp_path / "m" / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
+    with pytest.raises(BackboneError, match="knows no words"):
+        load_tokenizer(BackboneConfig(model=str(tmp_path / "m")))
+
+
+@pytest.mark.parametrize("architecture", ["deberta-v2", "albert"])
+def test_a_sentencepiece_tokenizer_loads_from_its_fast_form_and_says_what_the_slow_one_needs(
+    architecture: str, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_folder(architecture), tmp_path / "m")
+    slow = "spm.model" if architecture == "deberta-v2" else "spiece.model"
+    (tmp_path / "m" / slow).write_bytes(b"\x0a\x00")
+    if find_spec("sentencepiece") is None:
+        with pytest.raises(BackboneError, match=rf"{slow} alone.*\n.*pip install sentencepiece"):
+            load_tokenizer(BackboneConfig(model=str(tmp_path / "m")))
+    pieces = [("[PAD]", 0.0), ("[UNK]", 0.0), ("[CLS]", 0.0), ("[SEP]", 0.0), ("[MASK]", 0.0), ("\u2581", -3.0)]
+    pieces += [(f"\u2581{word}", -2.0) for word in WORDS]
+    backend = Tokenizer(models.Unigram(pieces, unk_id=1))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    template = {"special_tokens": [("[CLS]", 2), ("[SEP]", 3)]}
+    backend.post_processor = processors.TemplateProcessing(single=["[CLS]", "$A", "[SEP]"], **template)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(tmp_path / "m")
+    tokenizer = load_tokenizer(BackboneConfig(model=str(tmp_path / "m")))
+    assert tokenizer("good film")["input_ids"] == [2, 6, 8, 3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ANY_TEXT = "text"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tekken.json")
+SENTENCEPIECE_FILES = ("spm.model", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 
 
 def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
@@ -26,10 +29,14 @@ def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     folder = find_folder(config)
+    _check_files(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, TypeError, ImportError) as error:
-        raise BackboneError(f"{folder} has no usable tokenizer: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # noqa: BLE001 - the tokenizers library raises bare Exceptions
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BackboneError(f"{folder} has no usable tokenizer: {first}") from None
+    if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):
+        raise BackboneError(f"the tokenizer in {folder} knows no words, only special tokens.\nPut its files there")
     tokenizer.padding_side = "right"
     fields = json.loads((folder / "config.json").read_bytes())
     if architecture_of(str(fields.get("model_type", ""))).pool == "last":
@@ -38,6 +45,20 @@ def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
     elif tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer  # type: ignore[no-any-return]
+
+
+def _check_files(folder: Path) -> None:
+    """Raises BackboneError where transformers would make up a tokenizer that takes every word for unknown."""
+    found = [name for name in (*TOKENIZER_FILES, *SENTENCEPIECE_FILES) if (folder / name).is_file()]
+    if not found:
+        raise BackboneError(
+            f"{folder} holds no tokenizer ({TOKENIZER_FILES[0]}).\nSave it there: tokenizer.save_pretrained(FOLDER)"
+        )
+    if found[0] in SENTENCEPIECE_FILES and find_spec("sentencepiece") is None:
+        raise BackboneError(
+            f"{folder} has its tokenizer in {found[0]} alone, which needs a package to be read.\n"
+            "Type: pip install sentencepiece protobuf; or put a tokenizer.json there"
+        )
 
 
 def _padding_apart(tokenizer: Any, vocabulary: int, folder: Path) -> str:
