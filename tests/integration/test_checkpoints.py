@@ -61,7 +61,7 @@ def test_a_bare_backbone_loads_whole(architecture: str, tmp_path: Path) -> None:
 def test_a_causal_language_model_loads_whole_and_leaves_its_vocabulary_head(
     architecture: str, tied: bool, tmp_path: Path
 ) -> None:
-    kind = transformers.AutoModelForCausalLM
+    kind: Any = transformers.AutoModelForCausalLM
     if architecture == "gemma3 with images":
         kind = transformers.AutoModelForImageTextToText
     folder, model = resaved(architecture, kind, tmp_path / "m", tie_word_embeddings=tied)

@@ -13,7 +13,7 @@ from fleetune.bundle import load_bundle, save_bundle
 from fleetune.engine.architecture import ARCHITECTURES as KNOWN
 from fleetune.engine.backbone import Backbone, load_backbone
 from fleetune.engine.config import BackboneConfig
-from fleetune.engine.dropout import Stream
+from fleetune.engine.dropout import FleetDropout, Stream
 from fleetune.engine.evaluation import trial_logits
 from fleetune.engine.events import Finished, Stepped
 from fleetune.engine.fleet import Fleet
@@ -72,7 +72,7 @@ def dropping(kind: str, architecture: str) -> tuple[Backbone, Any]:
     """Returns a backbone, all of whose dropout is 0.3, and a method that drops too where it can."""
     backbone = tiny_backbone(architecture, layout="padded")
     for module in backbone.model.modules():
-        if hasattr(module, "p"):
+        if isinstance(module, FleetDropout):
             module.p = 0.3
     return backbone, spec(kind, 3, {"dropout": 0.2, "target_modules": ("all-linear",)} if kind == "lora" else {})
 
@@ -110,7 +110,7 @@ def test_what_is_dropped_in_a_text_does_not_depend_on_which_others_share_its_pac
 def test_attention_alone_drops_weights_at_its_rate(architecture: str) -> None:
     backbone = tiny_backbone(architecture)
     for name, module in backbone.model.named_modules():
-        if hasattr(module, "p"):
+        if isinstance(module, FleetDropout):
             own = name.endswith(("attn.dropout", "self.dropout"))
             module.p = 0.5 if own else 0.0
     head = {name: torch.ones(shape, dtype=torch.float64) for name, shape in backbone.shape.head.items()}

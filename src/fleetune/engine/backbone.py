@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from fleetune.engine.attention import register_attention
 from fleetune.engine.config import BackboneConfig
 from fleetune.engine.dropout import FleetDropout, ForwardState, Stream
 from fleetune.engine.encoder import speed_up_encoder
-from fleetune.engine.head import head_logits, pool
+from fleetune.engine.head import checkpoint_head, head_logits, pool
 from fleetune.engine.layout import Layout, Pack
 from fleetune.engine.parameters import SEPARATOR, ParameterPlan, kaiming_uniform, normal
 from fleetune.engine.parity import IMPLEMENTATIONS, choose_layout
@@ -206,13 +206,16 @@ def without_pooler(base: nn.Module) -> nn.Module:
     return replica
 
 
-def load_backbone(config: BackboneConfig, num_labels: int, precision: str = "auto") -> Backbone:
+def load_backbone(
+    config: BackboneConfig, num_labels: int, precision: str = "auto", labels: Sequence[str] = ()
+) -> Backbone:
     """Returns the frozen backbone that `config` names, ready for deltas.
 
     Args:
         config: Folder, hub name or embedded name, revision and layout.
         num_labels: Number of the classifier's outputs.
         precision: `auto`, `bf16`, `fp32` or `float64`.
+        labels: Their names, in the order of which a checkpoint's own classifier is put; as it stands if absent.
 
     Raises:
         BackboneError: If it cannot be found, read or used.
@@ -224,7 +227,8 @@ def load_backbone(config: BackboneConfig, num_labels: int, precision: str = "aut
     architecture = architecture_of(model_config.model_type)
     head = _head_names(model, architecture, missing)
     shape = shape_of(model, architecture, head)
-    from_checkpoint = {name: model.get_parameter(name).detach().clone() for name in head if name not in missing}
+    own_head = [name for name in head if name not in missing]
+    from_checkpoint, head_notes = checkpoint_head(model, architecture, own_head, labels)
     model.requires_grad_(False)
     state = ForwardState()
     _prepare_modules(model, architecture, state)
@@ -250,7 +254,7 @@ def load_backbone(config: BackboneConfig, num_labels: int, precision: str = "aut
         folder=folder,
         model_hash=hash_model(folder),
         head_from_checkpoint=from_checkpoint,
-        notes=_notes(architecture, missing, reason),
+        notes=[*_notes(architecture, missing, reason), *head_notes],
         state=state,
     )
 

@@ -27,7 +27,7 @@ Forward = Callable[..., Any]
 
 def take_over_attention(base: nn.Module, kind: Relative, state: ForwardState) -> None:
     """Makes the attention modules of `base` compute by `padded_attention` while the padded layout is on."""
-    make: Callable[[Any, ForwardState], Forward] = _biased if kind == "bias" else _disentangled
+    make = _biased if kind == "bias" else _disentangled
     own = "MPNetSelfAttention" if kind == "bias" else "DisentangledSelfAttention"
     for module in base.modules():
         if type(module).__name__ == own:
@@ -52,16 +52,13 @@ def _switched(plain: Forward, ours: Forward, base: Any) -> Forward:
     return forward
 
 
-def _biased(attention: Any, state: ForwardState) -> Forward:
+def _biased(attention: Any, _: ForwardState) -> Forward:
     """Returns MPNet's attention (Song et al., 2020): a learned bias for each distance, shared by the layers."""
 
-    def forward(
-        hidden_states: Tensor, attention_mask: Tensor | None = None, position_bias: Tensor | None = None, **_: Any
-    ) -> tuple[Tensor]:
+    def forward(hidden_states: Tensor, attention_mask: Tensor | None, position_bias: Tensor, **_: Any) -> tuple[Tensor]:
         width = attention.attention_head_size
         query, key, value = (_by_head(attention.get_submodule(name)(hidden_states), width) for name in "qkv")
-        biases = [in_full(bias) for bias in (attention_mask, position_bias) if bias is not None]
-        bias = sum(biases[1:], start=biases[0]) if biases else None
+        bias = in_full(position_bias) if attention_mask is None else in_full(position_bias) + in_full(attention_mask)
         output, _ = padded_attention(attention, query, key, value, bias, dropout=attention.dropout.p)
         return (attention.o(output.flatten(2)),)
 

@@ -44,7 +44,7 @@ def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
         tokenizer.pad_token = _padding_apart(tokenizer, vocabulary, folder)
     elif tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 def _check_files(folder: Path) -> None:
