@@ -80,8 +80,8 @@ def plain_results(model: Any, backbone: Backbone, one: TrialSpec, tensors: Tenso
         merged = one.method.merged(own, site, frozen)
         assert merged is not None
         weights |= {f"{site.name}.{name}": tensor for name, tensor in merged.items()}
-    # In float64 ModernBERT's eager softmax turns padding outside the sliding window into NaN.
-    batches = TEXTS[:, None] if model.config.model_type == "modernbert" else TEXTS[None]
+    # In float64 eager softmax turns padding outside a sliding window into NaN.
+    batches = TEXTS[:, None] if model.config.model_type in ("modernbert", "phi3") else TEXTS[None]
     inputs = [padded_inputs(DATA.tokens, batch, model.config.pad_token_id) for batch in batches]
     logits = torch.cat([torch.func.functional_call(model, weights, kwargs=batch).logits for batch in inputs])
     return results(logits, tensors)

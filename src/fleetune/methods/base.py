@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-SiteKind = Literal["linear", "norm", "embedding"]
+SiteKind = Literal["linear", "norm", "embedding", "convolution"]
 Role = Literal[
     "query", "key", "value", "query_key_value", "attention_output",
     "feed_forward_in", "feed_forward_gate", "feed_forward_out", "other",
@@ -44,7 +44,7 @@ class Site:
     Attributes:
         name: Path in the plain Hugging Face classification model, such as
             `bert.encoder.layer.0.attention.self.query`.
-        kind: `linear`, `norm` or `embedding`.
+        kind: `linear`, `norm`, `embedding` or `convolution` (over positions; `(texts, width, longest)`).
         role: What the module does in its layer; the same word in every architecture.
         layer: Index of its layer, None outside the layers.
         shapes: Shape of each frozen parameter by name: `{"weight": (out, in), "bias": (out,)}`.
