@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fleetune.methods import is_floor
 from fleetune.metrics import BoolArray, majority_share, predicted_classes, predicted_sets, probabilities_of
 
 TrialStatus = Literal["done", "failed", "running", "pending"]
@@ -111,8 +112,11 @@ class TrialResult:
         """Returns why its predictions on `split` show nothing learned, or None where they do show something.
 
         Degenerate are logits that are not numbers, one and the same prediction for every text, and, where texts
-        have one label each, no more right answers than the most frequent class gets.
+        have one label each, no more right answers than the most frequent class gets. A baseline that is meant to
+        learn nothing is not degenerate.
         """
+        if is_floor(self.kind):
+            return None
         if split not in self.predictions or len(self.predictions[split][0]) == 0:
             return None
         labels, logits = self.predictions[split]

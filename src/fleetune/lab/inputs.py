@@ -19,6 +19,7 @@ from fleetune.lab.plan import Plan, Trial, plan
 from fleetune.lab.recipe import Recipe
 from fleetune.memory import available_bytes
 from fleetune.methods.base import BackboneShape
+from fleetune.methods.baseline import Baseline
 from fleetune.metrics import check_metric
 
 
@@ -61,6 +62,8 @@ def gather_inputs(recipe: Recipe) -> Inputs:
     }
     hashes = {name: one.dataset.content_hash() for name, one in prepared.items()}
     trials = plan(recipe, partial(_fit_into, available_bytes(), shapes), hashes)
+    for trial in trials.trials:
+        _check_labels(trial, prepared[trial.data.name])
     parameters = {trial.id: _count(trial, shapes[trial.data.name, trial.backbone.name]) for trial in trials.trials}
     return Inputs(recipe, prepared, trials, shapes, parameters)
 
@@ -79,6 +82,17 @@ def _fit_into(available: int, shapes: Mapping[tuple[str, str], BackboneShape], t
     """Returns whether the trials can train together in `available` bytes."""
     shape = shapes[trials[0].data.name, trials[0].backbone.name]
     return fits(shape, [Candidate(trial.method, trial.training, trial.data.max_tokens) for trial in trials], available)
+
+
+def _check_labels(trial: Trial, prepared: Prepared) -> None:
+    """Does nothing where the trial's baseline, if it is one, fits the labels.
+
+    Raises:
+        MethodError: If it does not.
+    """
+    if isinstance(trial.method, Baseline):
+        dataset = prepared.dataset
+        trial.method.check_labels(dataset.label_names, dataset.multi_label, dataset.pairs is not None)
 
 
 def _count(trial: Trial, shape: BackboneShape) -> ParameterCounts:

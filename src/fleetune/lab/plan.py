@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 from fleetune.data.config import DataConfig
 from fleetune.engine.config import BackboneConfig, TrainingConfig
 from fleetune.errors import RecipeError
-from fleetune.lab.recipe import Configuration, Recipe
+from fleetune.lab.recipe import Configuration, Recipe, heeded_settings
 from fleetune.methods.base import Method
+from fleetune.methods.baseline import Baseline
 
 ID_DIGITS = 12
 Item = TypeVar("Item")
@@ -47,6 +48,11 @@ class Trial:
         """Name and seed, for lines about this one trial."""
         return f"{self.name} seed {self.seed}"
 
+    @property
+    def training_settings(self) -> dict[str, Any]:
+        """What it heeds of the settings of its training, by name."""
+        return heeded_settings(self.method, self.training)
+
 
 @dataclass(frozen=True)
 class FleetPlan:
@@ -63,6 +69,16 @@ class FleetPlan:
     def backbone(self) -> BackboneConfig:
         """The backbone they share."""
         return self.trials[0].backbone
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether its one trial is a baseline, which trains nothing."""
+        return isinstance(self.trials[0].method, Baseline)
+
+    @property
+    def reads_model(self) -> bool:
+        """Whether it needs the backbone in memory."""
+        return _reads_model(self.trials[0].method)
 
     @property
     def precision(self) -> str:
@@ -107,12 +123,18 @@ def plan(recipe: Recipe, fits: Fits, data_hashes: Mapping[str, str] | None = Non
             seed,
         )
         for data in recipe.data
-        for backbone in recipe.backbones
+        for number, backbone in enumerate(recipe.backbones)
         for place, (configuration, seeds) in enumerate(_configurations(recipe))
+        # What reads no model is the same over every backbone.
+        if number == 0 or _reads_model(configuration.method)
         for seed in seeds
     )
     _refuse_twins(trials)
     return Plan(trials, _fleets(trials, fits))
+
+
+def _reads_model(method: Method) -> bool:
+    return not isinstance(method, Baseline) or method.reads_model
 
 
 def _configurations(recipe: Recipe) -> list[tuple[Configuration, tuple[int, ...]]]:
@@ -158,9 +180,9 @@ def _trial_id(
 ) -> str:
     facts = {
         "data": [data_hash, data.max_tokens] if data_hash else data.model_dump(mode="json", exclude={"name"}),
-        "backbone": backbone.model_dump(mode="json", exclude={"name"}),
+        "backbone": backbone.model_dump(mode="json", exclude={"name"}) if _reads_model(configuration.method) else None,
         "method": [configuration.method.kind, configuration.method.settings],
-        "training": configuration.training.model_dump(mode="json"),
+        "training": heeded_settings(configuration.method, configuration.training),
         "seed": seed,
     }
     canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)

@@ -18,9 +18,12 @@ from fleetune.errors import RecipeError
 from fleetune.lab.overrides import apply_overrides
 from fleetune.lab.validate import checked, refuse_unknown, takes_list, unknown_key
 from fleetune.methods.base import Method
+from fleetune.methods.baseline import Baseline
 
 TABLES = ("data", "backbone", "training", "method")
 DEFAULT_SEEDS = 3
+NO_SEEDS = (0,)
+"""Of a baseline, which gives the same each time: further seeds would pass off one result for several."""
 EMBEDDED = "embedded:"
 
 Document = dict[str, Any]
@@ -122,10 +125,11 @@ def recipe_from(document: Document, base: Path, source: str, name: str = "experi
 
 def resolved(recipe: Recipe) -> Document:
     """Returns tables that give the same recipe from any folder and with any later version's defaults."""
+    trained = [entry for entry in recipe.methods if not methods.is_baseline(entry.kind)]
     return {
         "data": [_absolute(config, recipe.base) for config in recipe.data],
         "backbone": [config.model_dump(mode="json", exclude_none=True) for config in recipe.backbones],
-        "training": {"seeds": list(recipe.methods[0].seeds), "metric": recipe.metric},
+        "training": {"seeds": list((trained or recipe.methods)[0].seeds), "metric": recipe.metric},
         "method": [_method_document(configuration, entry) for entry in recipe.methods
                    for configuration in entry.configurations],
     }  # fmt: skip
@@ -194,7 +198,8 @@ def _found_from(base: Path, config: BackboneConfig) -> BackboneConfig:
 def _method_entry(table: Document, training: Document, place: str, training_place: str) -> MethodEntry:
     kind, name = table.get("kind"), table.get("name")
     if not isinstance(kind, str):
-        raise RecipeError(f"{place}.kind is missing; one of: {', '.join(methods.all_methods())}")
+        known = (*methods.all_methods(), *methods.all_baselines())
+        raise RecipeError(f"{place}.kind is missing; one of: {', '.join(known)}")
     if name is not None and (not isinstance(name, str) or not name.strip()):
         raise RecipeError(f"{place}.name = {name!r}: a string in quotes was expected")
     method_class = _method_class(kind, place)
@@ -202,6 +207,9 @@ def _method_entry(table: Document, training: Document, place: str, training_plac
     own = {key: value for key, value in table.items() if key not in ("kind", "name", "seeds")}
     settings_fields, training_fields = method_class.Config.model_fields, TrainingConfig.model_fields
     refuse_unknown(own, [*settings_fields, *training_fields, "kind", "name", "seeds"], place)
+    if issubclass(method_class, Baseline):
+        _refuse_unheeded(table, method_class, place)
+        training = {key: value for key, value in training.items() if key in _heeded(method_class)}
     if "metric" in own or isinstance(training.get("metric"), list):
         where = place if "metric" in own else training_place
         raise RecipeError(f"{where}.metric: a recipe has one metric, so that its trials can be compared")
@@ -220,9 +228,35 @@ def _method_entry(table: Document, training: Document, place: str, training_plac
         for settings in settings_grid
         for fields in training_grid
     )
+    if issubclass(method_class, Baseline):
+        return MethodEntry(kind, name, NO_SEEDS, configurations)
     seeds_place = place if "seeds" in table else training_place
     seeds = _seeds(table.get("seeds", training.get("seeds", DEFAULT_SEEDS)), seeds_place)
     return MethodEntry(kind, name, seeds, configurations)
+
+
+def heeded_settings(method: Method, training: TrainingConfig) -> Document:
+    """Returns the training settings that `method` heeds, by name: all, or a baseline's few and the metric."""
+    settings = training.model_dump(mode="json")
+    return {key: value for key, value in settings.items() if key in _heeded(type(method))}
+
+
+def _heeded(method_class: type[Method]) -> tuple[str, ...]:
+    if issubclass(method_class, Baseline):
+        return (*method_class.training_fields, "metric")
+    return tuple(TrainingConfig.model_fields)
+
+
+def _refuse_unheeded(table: Document, baseline: type[Baseline], place: str) -> None:
+    """Does nothing if the table of a baseline has no training setting that says nothing to it.
+
+    Raises:
+        RecipeError: If it has one, or seeds.
+    """
+    heeded = ("kind", "name", "metric", *baseline.Config.model_fields, *baseline.training_fields)
+    for key in table:
+        if key not in heeded:
+            raise RecipeError(f"{place}.{key}: a baseline trains no model and gives the same each time; take {key} out")
 
 
 def _method_class(kind: str, place: str) -> type[Method]:
@@ -282,6 +316,8 @@ def _absolute(config: DataConfig, base: Path) -> Document:
 
 def _method_document(configuration: Configuration, entry: MethodEntry) -> Document:
     settings = {key: value for key, value in configuration.method.settings.items() if value is not None}
-    training = configuration.training.model_dump(mode="json", exclude_none=True, exclude={"metric"})
+    heeded = heeded_settings(configuration.method, configuration.training)
+    training = {key: value for key, value in heeded.items() if value is not None and key != "metric"}
     named = {} if entry.name is None else {"name": entry.name}
-    return {"kind": entry.kind, **named, **settings, **training, "seeds": list(entry.seeds)}
+    seeds = {} if isinstance(configuration.method, Baseline) else {"seeds": list(entry.seeds)}
+    return {"kind": entry.kind, **named, **settings, **training, **seeds}

@@ -45,6 +45,16 @@ def is_baseline(kind: str) -> bool:
     return kind in all_baselines()
 
 
+def is_floor(kind: str) -> bool:
+    """Returns whether `kind` is that of a baseline which learns nothing by intent."""
+    return is_baseline(kind) and all_baselines()[kind].is_floor
+
+
+def reads_model(kind: str) -> bool:
+    """Returns whether `kind` needs the pretrained model, as all but some baselines do."""
+    return not is_baseline(kind) or all_baselines()[kind].reads_model
+
+
 def get(kind: str) -> type[Method]:
     """Returns the method or baseline called `kind`.
 
