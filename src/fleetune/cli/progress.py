@@ -59,9 +59,8 @@ class RunView:
             case FleetOpened():
                 self.fleet, self._fleet_started, self._fleet_steps = notice.trials, time.monotonic(), 0
                 self._recent.clear()
-                self.message = (
-                    f"fleet {notice.number + 1} of {notice.fleets} on {notice.backbone}, {notice.facts.layout}"
-                )
+                where = f"on {notice.backbone}, {notice.facts.layout}" if notice.facts.layout else "without a model"
+                self.message = f"fleet {notice.number + 1} of {notice.fleets} {where}"
                 for trial in notice.trials:
                     self.trials[trial].status = "running"
             case Stepped():
@@ -154,16 +153,16 @@ class PlainLines:
                 trials, fleets = len(notice.plan.trials), len(notice.plan.fleets)
                 self._print(f"{counted(trials, 'trial')} in {counted(fleets, 'fleet')}{skipped}")
             case FleetOpened():
-                facts = notice.facts
-                self._print(f"{self.view.message} ({facts.precision}): {counted(len(notice.trials), 'trial')}")
+                precision = f" ({notice.facts.precision})" if notice.facts.precision else ""
+                self._print(f"{self.view.message}{precision}: {counted(len(notice.trials), 'trial')}")
             case Evaluated():
                 metric = self.view.trials[notice.trial].metric
                 best = " (best)" if notice.best else ""
                 self._print(f"{self._trial(notice.trial)}: {metric} {number(notice.metrics.get(metric))}{best}")
             case Finished():
-                best = f"best at step {notice.best_step}"
+                best = f", best at step {notice.best_step}" if notice.steps else ""
                 early = ", stopped early" if notice.stopped_early else ""
-                self._print(f"{self._trial(notice.trial)}: done in {duration(notice.seconds)}, {best}{early}")
+                self._print(f"{self._trial(notice.trial)}: done in {duration(notice.seconds)}{best}{early}")
             case Failed():
                 self._print(f"{self.view.trials[notice.trial].label}: failed: {notice.reason}")
             case Stepped():

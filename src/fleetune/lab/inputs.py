@@ -21,6 +21,7 @@ from fleetune.lab.plan import Plan, Trial, plan
 from fleetune.lab.recipe import Recipe
 from fleetune.memory import available_bytes
 from fleetune.methods.base import BackboneShape
+from fleetune.methods.baseline import Baseline
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def gather_inputs(recipe: Recipe) -> Inputs:
     trials = plan(recipe, partial(_fit_into, available_bytes(), shapes), hashes)
     for trial in trials.trials:
         _check_labels(trial, prepared[trial.data.name], several=len(recipe.data) > 1)
+        _check_baseline(trial, prepared[trial.data.name])
     parameters = {trial.id: _count(trial, shapes[trial.data.name, trial.backbone.name]) for trial in trials.trials}
     return Inputs(recipe, prepared, trials, shapes, parameters)
 
@@ -99,6 +101,17 @@ def _fit_into(available: int, shapes: Mapping[tuple[str, str], BackboneShape], t
 def candidate_of(trial: Trial) -> Candidate:
     """Returns what decides whether the trial fits into a fleet."""
     return Candidate(trial.method, trial.training, trial.data.cutting.most_tokens(trial.data.max_tokens))
+
+
+def _check_baseline(trial: Trial, prepared: Prepared) -> None:
+    """Does nothing where the trial's baseline, if it is one, fits the labels.
+
+    Raises:
+        MethodError: If it does not.
+    """
+    if isinstance(trial.method, Baseline):
+        dataset = prepared.dataset
+        trial.method.check_labels(dataset.label_names, dataset.multi_label, dataset.pairs is not None)
 
 
 def _count(trial: Trial, shape: BackboneShape) -> ParameterCounts:
