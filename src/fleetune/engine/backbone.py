@@ -21,10 +21,20 @@ from fleetune.engine.head import head_logits, pool
 from fleetune.engine.layout import Layout, Pack
 from fleetune.engine.parameters import SEPARATOR, ParameterPlan, kaiming_uniform, normal
 from fleetune.engine.parity import probe_parity
+from fleetune.engine.quantize import (
+    finish_loading,
+    frozen_parameter,
+    loading_options,
+    refuse_quantized_checkpoint,
+    set_type,
+    settle,
+)
 from fleetune.engine.shape import shape_of
 from fleetune.engine.site import SiteModule
 from fleetune.engine.source import find_folder
+from fleetune.engine.storage import refuse_quantized_weights
 from fleetune.errors import BackboneError
+from fleetune.memory import available_bytes
 from fleetune.methods.base import BackboneShape, Method, ParameterSpec, Site
 from fleetune.runtime import device, pick_precision, torch_dtype
 
@@ -102,6 +112,7 @@ class Backbone:
         Raises:
             MethodError: If the method does not fit this backbone.
         """
+        refuse_quantized_weights(method, self.shape, self.config)
         plans: dict[str, ParameterPlan] = {}
         for site in method.sites(self.shape):
             for name, spec in method.parameters(site).items():
@@ -113,7 +124,7 @@ class Backbone:
 
     def _start(self, site: Site, name: str, spec: ParameterSpec, seed: int) -> Callable[[], Tensor]:
         if spec.initial == "frozen":
-            return lambda: self._frozen_module(site.name).get_parameter(name).detach()
+            return lambda: frozen_parameter(self._frozen_module(site.name), name)
         if spec.initial == "kaiming_uniform":
             return lambda: kaiming_uniform(spec.shape, seed, f"{site.name}{SEPARATOR}{name}")
         return lambda: torch.full(spec.shape, {"zeros": 0.0, "ones": 1.0}[spec.initial])
@@ -220,7 +231,8 @@ def load_backbone(config: BackboneConfig, num_labels: int, precision: str = "aut
     """
     folder = find_folder(config)
     precision = pick_precision(precision)
-    model, missing = _load_model(folder, num_labels, precision)
+    available = available_bytes()
+    model, missing = _load_model(folder, config, num_labels, precision)
     model_config: Any = model.config
     architecture = architecture_of(model_config.model_type)
     head = _head_names(model, architecture, missing)
@@ -235,6 +247,7 @@ def load_backbone(config: BackboneConfig, num_labels: int, precision: str = "aut
     layout, reason = _choose_layout(config, model, architecture, state)
     set_layout(model, layout)
     _round(model.get_submodule(architecture.base), torch_dtype(precision))
+    stored = settle(model, shape, config, precision, available)
     model.to(device())
     # Attention modules hand their dropout rate on only in training mode; all else is the same in both.
     model.get_submodule(architecture.base).train()
@@ -249,12 +262,14 @@ def load_backbone(config: BackboneConfig, num_labels: int, precision: str = "aut
         folder=folder,
         model_hash=hash_model(folder),
         head_from_checkpoint=from_checkpoint,
-        notes=_notes(architecture, missing, reason),
+        notes=_notes(architecture, missing, reason) + stored,
         state=state,
     )
 
 
-def _load_model(folder: Path, num_labels: int, precision: str) -> tuple[nn.Module, set[str]]:
+def _load_model(
+    folder: Path, backbone: BackboneConfig, num_labels: int, precision: str
+) -> tuple[nn.Module, set[str]]:
     """Returns the classification model and the names of the parameters that the checkpoint lacks."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
     from transformers.utils import logging
@@ -263,9 +278,11 @@ def _load_model(folder: Path, num_labels: int, precision: str) -> tuple[nn.Modul
         config = AutoConfig.from_pretrained(folder, num_labels=num_labels)
     except (ValueError, KeyError, OSError) as error:
         raise BackboneError(f"{folder}/config.json cannot be read: {str(error).splitlines()[0]}") from None
-    architecture_of(config.model_type)
+    architecture = architecture_of(config.model_type)
+    refuse_quantized_checkpoint(config, folder)
     stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    small = stored < 4 * LOAD_IN_FULL_BELOW
+    # What is quantised is rounded from the checkpoint's own values, whatever the precision.
+    small = stored < 4 * LOAD_IN_FULL_BELOW or backbone.quantize != "none"
     dtype = torch.float64 if precision == "float64" else torch.float32 if small else torch_dtype(precision)
     level = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -279,12 +296,14 @@ def _load_model(folder: Path, num_labels: int, precision: str) -> tuple[nn.Modul
             attn_implementation="eager",
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **loading_options(backbone, architecture.base),
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise BackboneError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from None
     finally:
         logging.set_verbosity(level)
         logging.enable_progress_bar()
+    finish_loading(model, dtype)
     mismatched = {item[0] if isinstance(item, tuple) else item for item in info.get("mismatched_keys", ())}
     return model, set(info["missing_keys"]) | mismatched
 
@@ -355,8 +374,9 @@ def _round(base: nn.Module, dtype: torch.dtype) -> None:
     # Buffers keep their type: rotary frequencies in bf16 would move every position. So does the pooler, which works
     # on one token a text, with the heads, in their type.
     for name, parameter in base.named_parameters():
-        if not name.startswith("pooler."):
+        if parameter.is_floating_point() and not name.startswith("pooler."):
             parameter.data = parameter.data.to(dtype)
+    set_type(base, dtype)
 
 
 def hash_model(folder: Path) -> str:

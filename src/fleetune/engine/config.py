@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fleetune.metrics import MetricName
 
@@ -24,10 +24,19 @@ class BackboneConfig(BaseModel):
     """A folder, a hub name, or `embedded:minilm`, `embedded:smollm2`."""
     revision: str | None = None
     """Commit, tag or branch on the hub."""
-    quantize: Literal["none"] = "none"
-    """Storage of the frozen weights."""
+    quantize: Literal["none", "nf4", "int8"] = "none"
+    """Storage of the frozen weights inside the layers: `nf4` is QLoRA's 4 bits, `int8` has a scale a row."""
+    resident: Literal["quantized", "bf16"] = "quantized"
+    """Where `quantize` is set: `bf16` keeps the rounded weights as plain numbers, in the type of `precision`, if they
+    fit into memory; same weights, faster."""
     layout: Literal["auto", "packed", "padded"] = "auto"
     """How texts lie in memory; `auto` is packed where the parity probe allows it."""
+
+    @model_validator(mode="after")
+    def _resident_needs_quantize(self) -> BackboneConfig:
+        if self.quantize == "none" and self.resident != "quantized":
+            raise ValueError(f'resident = "{self.resident}" is for quantised weights; set quantize = "nf4" or "int8"')
+        return self
 
 
 class TrainingConfig(BaseModel):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fleetune.engine.config import TrainingConfig
+from fleetune.engine.config import BackboneConfig, TrainingConfig
 from fleetune.engine.lanes import lanes
+from fleetune.engine.storage import BYTES_OF, frozen_bytes, working_bytes
 from fleetune.methods.base import BackboneShape, Method
 from fleetune.runtime import device, pick_precision
 
@@ -14,7 +15,6 @@ MOST_TRIALS = {"cpu": 16, "cuda": 64}
 """In a fleet. More would not be faster, and all of a fleet's trials end at its end."""
 ROOM = 0.85
 """Share of the available memory that a fleet is to fill."""
-BYTES_OF = {"bf16": 2, "fp32": 4, "float64": 8}
 TRAINED_COPIES = 7
 """Of each trained value: itself, its gradient, another lane's part of it, two moments, the best so far and the last."""
 LAYER_TENSORS = 3.0
@@ -35,22 +35,31 @@ def activation_bytes(shape: BackboneShape, precision: str) -> float:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What decides whether a trial fits into a fleet: its method, its training, and how long its texts may be."""
+    """What decides whether a trial fits into a fleet: its method, its training, how long its texts may be, and how its
+    backbone is stored (None: not quantised)."""
 
     method: Method
     training: TrainingConfig
     max_tokens: int
+    backbone: BackboneConfig | None = None
 
 
-def fleet_bytes(shape: BackboneShape, fleet: Sequence[Candidate]) -> int:
-    """Returns the memory that trials need together, their frozen backbone included."""
-    precision = fleet[0].training.precision
-    frozen = shape.backbone_parameters * BYTES_OF[pick_precision(precision)]
+def fleet_bytes(shape: BackboneShape, fleet: Sequence[Candidate], available: int = 0) -> int:
+    """Returns the memory that trials need together, their frozen backbone included.
+
+    Args:
+        shape: The shape of their backbone.
+        fleet: The trials.
+        available: Bytes that the device has free before the backbone is loaded.
+    """
+    precision, backbone = fleet[0].training.precision, fleet[0].backbone
+    frozen = frozen_bytes(shape, backbone, precision, available)
     own = sum(trained_bytes(shape, one.method, precision) for one in fleet)
     batches = sorted(one.training.batch_size * one.max_tokens for one in fleet)
     # On a processor each lane works on one batch, on a GPU all are worked on at a time.
     working = batches[-lanes().count :] if device().type == "cpu" else batches
-    return frozen + own + int(sum(working) * activation_bytes(shape, precision))
+    restored = lanes().count * working_bytes(shape, backbone, precision, available)
+    return frozen + own + restored + int(sum(working) * activation_bytes(shape, precision))
 
 
 def fits(shape: BackboneShape, fleet: Sequence[Candidate], available: int) -> bool:
@@ -61,4 +70,4 @@ def fits(shape: BackboneShape, fleet: Sequence[Candidate], available: int) -> bo
         fleet: The trials.
         available: Bytes that the device has free before the backbone is loaded.
     """
-    return len(fleet) <= MOST_TRIALS[device().type] and fleet_bytes(shape, fleet) <= ROOM * available
+    return len(fleet) <= MOST_TRIALS[device().type] and fleet_bytes(shape, fleet, available) <= ROOM * available

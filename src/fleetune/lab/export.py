@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fleetune.compare.result import TrialResult
+    from fleetune.engine.config import BackboneConfig
 
 BEST = "best"
 SAVED = "parameters/"
@@ -37,6 +38,7 @@ class ExportReport:
         path: The bundle's folder.
         max_difference: Largest difference of a logit between the reloaded bundle and the trial.
         bytes: Size of the folder.
+        note: What its weights are, where that may surprise.
     """
 
     trial: str
@@ -44,6 +46,7 @@ class ExportReport:
     path: Path
     max_difference: float
     bytes: int
+    note: str | None = None
 
 
 def choose_trial(results: RunResults, wanted: str) -> TrialResult:
@@ -119,7 +122,15 @@ def export_trial(run: Path, trial_id: str, to: Path, merge: bool = False) -> Exp
         merge=merge,
     )
     size = sum(file.stat().st_size for file in to.rglob("*") if file.is_file())
-    return ExportReport(trial.id, f"{trial.method} seed {trial.seed}", to, difference or 0.0, size)
+    return ExportReport(trial.id, f"{trial.method} seed {trial.seed}", to, difference or 0.0, size, _note(config, merge))
+
+
+def _note(config: BackboneConfig, merge: bool) -> str | None:
+    if config.quantize == "none":
+        return None
+    if merge:
+        return f"the merged weights are those that {config.quantize} rounded, in full precision"
+    return f"the adapter belongs to weights rounded by {config.quantize}; whoever loads it has to round them so too"
 
 
 def validation_score(trial: TrialResult) -> float:

@@ -105,7 +105,7 @@ class _Group:
     def _forecast_trial(self, trial: Trial, together: int) -> Forecast:
         shape, found = self.backbone.shape, self._probe(trial, together)
         if found is None:
-            needed = self.before + fleet_bytes(shape, [_candidate(trial)])
+            needed = self.before + fleet_bytes(shape, [_candidate(trial)], self.available)
             return forecast_by_shape(needed, shape, trial.method, trial.training, self.data)
         one = forecast_by_probe(found, shape, trial.method, trial.training, self.data)
         return Forecast(one.seconds, max(one.peak_bytes, self.loading))
@@ -134,7 +134,7 @@ def _unless_out_of_memory() -> Iterator[None]:
 
 
 def _candidate(trial: Trial) -> Candidate:
-    return Candidate(trial.method, trial.training, trial.data.max_tokens)
+    return Candidate(trial.method, trial.training, trial.data.max_tokens, trial.backbone)
 
 
 def _kind(trial: Trial, backbone: Backbone, together: int) -> tuple[object, ...]:

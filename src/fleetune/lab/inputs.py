@@ -13,6 +13,7 @@ from fleetune.engine.config import BackboneConfig
 from fleetune.engine.footprint import Candidate, fits
 from fleetune.engine.shape import shape_from_config
 from fleetune.engine.source import find_folder
+from fleetune.engine.storage import refuse_quantized_weights, refuse_without_package
 from fleetune.errors import MethodError
 from fleetune.lab.parameters import ParameterCounts, count_parameters
 from fleetune.lab.plan import Plan, Trial, plan
@@ -49,7 +50,10 @@ def gather_inputs(recipe: Recipe) -> Inputs:
         BackboneError: If a backbone cannot be found.
         MethodError: If a method does not fit a backbone.
         RecipeError: If the metric does not fit the labels.
+        MissingExtraError: If a backbone is to be quantised without the package for it.
     """
+    for backbone in recipe.backbones:
+        refuse_without_package(backbone)
     prepared = {config.name: prepare(config, recipe.base) for config in recipe.data}
     for config in recipe.data:
         dataset = prepared[config.name].dataset
@@ -78,11 +82,15 @@ def tokens_for(
 def _fit_into(available: int, shapes: Mapping[tuple[str, str], BackboneShape], trials: Sequence[Trial]) -> bool:
     """Returns whether the trials can train together in `available` bytes."""
     shape = shapes[trials[0].data.name, trials[0].backbone.name]
-    return fits(shape, [Candidate(trial.method, trial.training, trial.data.max_tokens) for trial in trials], available)
+    candidates = [
+        Candidate(trial.method, trial.training, trial.data.max_tokens, trial.backbone) for trial in trials
+    ]
+    return fits(shape, candidates, available)
 
 
 def _count(trial: Trial, shape: BackboneShape) -> ParameterCounts:
     try:
+        refuse_quantized_weights(trial.method, shape, trial.backbone)
         return count_parameters(trial.method, shape)
     except MethodError as error:
         raise MethodError(f"'{trial.name}' does not fit {trial.backbone.name}: {error}") from None
