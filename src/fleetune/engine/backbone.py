@@ -267,9 +267,7 @@ def load_backbone(config: BackboneConfig, num_labels: int, precision: str = "aut
     )
 
 
-def _load_model(
-    folder: Path, backbone: BackboneConfig, num_labels: int, precision: str
-) -> tuple[nn.Module, set[str]]:
+def _load_model(folder: Path, backbone: BackboneConfig, num_labels: int, precision: str) -> tuple[nn.Module, set[str]]:
     """Returns the classification model and the names of the parameters that the checkpoint lacks."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
     from transformers.utils import logging

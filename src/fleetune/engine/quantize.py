@@ -40,7 +40,7 @@ LARGEST_INT8 = 127
 
 
 @cache
-def importimport_bitsandbytes() -> Any:
+def import_bitsandbytes() -> Any:
     """Imports bitsandbytes without what that would do besides, and returns `bitsandbytes.functional`; None if absent.
 
     On processors with AVX512-BF16 the import downloads compiled code from the hub where the package `kernels` is
@@ -224,7 +224,9 @@ def settle(model: nn.Module, shape: BackboneShape, config: BackboneConfig, preci
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, _plain(module))
         return [f"{note}, and kept in {precision}."]
-    reason = "" if config.resident == "quantized" else f'; resident = "{config.resident}" was asked for and does not fit'
+    reason = (
+        "" if config.resident == "quantized" else f'; resident = "{config.resident}" was asked for and does not fit'
+    )
     return [f"{note}, and restored to {precision} at each use{reason}."]
 
 

@@ -65,8 +65,7 @@ def dequantised_bytes(shape: BackboneShape, precision: str) -> int:
 
 
 def working_bytes(shape: BackboneShape, config: BackboneConfig | None, precision: str, available: int) -> int:
-    """Returns what dequantising takes at a time: the largest weight, once; 0 where nothing is dequantised in training.
-    """
+    """Returns what dequantising takes at a time: the largest weight, once; 0 where nothing is dequantised in training."""
     if config is None or config.quantize == "none" or is_resident(shape, config, precision, available):
         return 0
     largest = max((prod(site.shapes["weight"]) for site in shape.sites if is_quantized(site)), default=0)

@@ -82,9 +82,7 @@ def tokens_for(
 def _fit_into(available: int, shapes: Mapping[tuple[str, str], BackboneShape], trials: Sequence[Trial]) -> bool:
     """Returns whether the trials can train together in `available` bytes."""
     shape = shapes[trials[0].data.name, trials[0].backbone.name]
-    candidates = [
-        Candidate(trial.method, trial.training, trial.data.max_tokens, trial.backbone) for trial in trials
-    ]
+    candidates = [Candidate(trial.method, trial.training, trial.data.max_tokens, trial.backbone) for trial in trials]
     return fits(shape, candidates, available)
 
 
