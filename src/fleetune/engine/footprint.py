@@ -35,8 +35,7 @@ def activation_bytes(shape: BackboneShape, precision: str) -> float:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What decides whether a trial fits into a fleet: its method, its training, how long its texts may be, and how its
-    backbone is stored (None: not quantised)."""
+    """What decides whether a trial fits into a fleet: method, training, length of texts, storage of the backbone."""
 
     method: Method
     training: TrainingConfig

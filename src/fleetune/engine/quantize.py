@@ -21,7 +21,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers.core_model_loading import ConversionOps
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from fleetune.engine.config import BackboneConfig
@@ -93,8 +94,7 @@ class QuantizedLinear(nn.Module):
         return shapes | ({} if self.bias is None else {"bias": (self.out_features,)})
 
     def store(self, weight: Tensor) -> Tensor:
-        """Returns the codes of `weight` `(out_features, in_features)` and keeps their scales; the codes are to become
-        the parameter `weight`."""
+        """Returns the codes of `weight` `(out_features, in_features)`, to be the parameter, and keeps their scales."""
         if tuple(weight.shape) != self.shapes["weight"]:
             raise ValueError(f"a weight has shape {tuple(weight.shape)}, expected {self.shapes['weight']}")
         codes, self.scales = quantized(weight, self.quantize)
@@ -269,20 +269,21 @@ def refuse_quantized_checkpoint(config: Any, where: object) -> None:
 
 
 @register_quantization_config(KIND)
-class _Settings(QuantizationConfigMixin):  # type: ignore[misc]
+class _Settings(QuantizationConfigMixin):
     """What transformers hands to `_Quantizer`."""
 
     def __init__(self, quantize: str, base: str) -> None:
-        self.quant_method = KIND
+        self.quant_method = KIND  # type: ignore[assignment]  # of an own name
         self.quantize = quantize
         self.base = base
 
 
 @register_quantizer(KIND)
-class _Quantizer(HfQuantizer):  # type: ignore[misc]
+class _Quantizer(HfQuantizer):
     """Has transformers put quantised modules in before it reads weights, and hand each weight over as it is read."""
 
     requires_calibration = False
+    quantization_config: _Settings
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         settings = self.quantization_config
@@ -313,7 +314,7 @@ class _Quantizer(HfQuantizer):  # type: ignore[misc]
         return True
 
 
-class _Store(ConversionOps):  # type: ignore[misc]
+class _Store(ConversionOps):
     """Hands a weight that was read to its module, and the module's codes to transformers."""
 
     def convert(self, input_dict: dict[str, Any], *args: Any, model: Any = None, **kwargs: Any) -> dict[str, Any]:

@@ -21,8 +21,7 @@ RESIDENT_SHARE = 0.5
 
 
 def is_quantized(site: Site) -> bool:
-    """Returns whether `quantize` acts on a site: on linear modules inside the layers, so never on a head, an embedding
-    or a norm."""
+    """Returns whether `quantize` acts on a site: a linear module inside the layers, never head, embedding or norm."""
     return site.kind == "linear" and site.layer is not None
 
 
@@ -52,7 +51,7 @@ def frozen_bytes(shape: BackboneShape, config: BackboneConfig | None, precision:
 
 
 def is_resident(shape: BackboneShape, config: BackboneConfig, precision: str, available: int) -> bool:
-    """Returns whether quantised weights are kept dequantised: if the recipe says so and they fit; see `frozen_bytes`."""
+    """Returns whether rounded weights are kept dequantised: if the recipe says so and they fit; see `frozen_bytes`."""
     if config.quantize == "none" or config.resident == "quantized":
         return False
     return dequantised_bytes(shape, precision) <= RESIDENT_SHARE * available
@@ -65,7 +64,7 @@ def dequantised_bytes(shape: BackboneShape, precision: str) -> int:
 
 
 def working_bytes(shape: BackboneShape, config: BackboneConfig | None, precision: str, available: int) -> int:
-    """Returns what dequantising takes at a time: the largest weight, once; 0 where nothing is dequantised in training."""
+    """Returns what dequantising takes at a time: the largest weight, once; 0 where none is dequantised in training."""
     if config is None or config.quantize == "none" or is_resident(shape, config, precision, available):
         return 0
     largest = max((prod(site.shapes["weight"]) for site in shape.sites if is_quantized(site)), default=0)

@@ -122,7 +122,8 @@ def export_trial(run: Path, trial_id: str, to: Path, merge: bool = False) -> Exp
         merge=merge,
     )
     size = sum(file.stat().st_size for file in to.rglob("*") if file.is_file())
-    return ExportReport(trial.id, f"{trial.method} seed {trial.seed}", to, difference or 0.0, size, _note(config, merge))
+    name = f"{trial.method} seed {trial.seed}"
+    return ExportReport(trial.id, name, to, difference or 0.0, size, _note(config, merge))
 
 
 def _note(config: BackboneConfig, merge: bool) -> str | None:
