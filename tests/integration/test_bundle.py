@@ -22,6 +22,7 @@ from fleetune.engine.backbone import Backbone, load_backbone
 from fleetune.engine.config import BackboneConfig
 from fleetune.engine.evaluation import trial_logits
 from fleetune.engine.parameters import TrialParameters
+from fleetune.engine.starts import plan_parameters
 from fleetune.errors import BackboneError, BundleError, ExportMismatchError, MethodError
 from fleetune.methods import all_methods, get
 from fleetune.methods.base import Method
@@ -46,7 +47,7 @@ def backbone_of(architecture: str) -> Backbone:
 
 def trained(backbone: Backbone, method: Method) -> dict[str, torch.Tensor]:
     """Returns tensors that are all away from their start, as after a training."""
-    plan = backbone.plan_parameters(method, 0)
+    plan = plan_parameters(backbone, method, 0)
     generator = torch.Generator().manual_seed(0)
     start = TrialParameters(plan, torch.float32, torch.device("cpu")).state()
     return {name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator) for name, tensor in start.items()}

@@ -1,13 +1,14 @@
 """Saves a trained classifier as a folder, reads it back only if it is whole, and proves that it gives the same logits.
 
-A bundle comes in one of three forms:
+A bundle comes in one of four forms:
 
-    adapter     `adapter_config.json`, `adapter_model.safetensors`: what PEFT saves, and loads; for LoRA and IA3
+    adapter     `adapter_config.json`, `adapter_model.safetensors`: what PEFT saves, and loads, if it has the method
     parameters  `parameters.safetensors`: plain Hugging Face names, for `load_state_dict(…, strict=False)`
+    delta       `delta.safetensors`: a method that neither PEFT nor transformers know; for Fleetune alone
     merged      `config.json`, `model.safetensors`: a complete Hugging Face model that needs no backbone
 
 With each come `fleetune.json` (labels, thresholds, backbone, tokenizer, checksums) and the tokenizer's files; the
-first two have `model_config.json` too, the backbone's configuration with the labels' names. It is not called
+first three have `model_config.json` too, the backbone's configuration with the labels' names. It is not called
 `config.json`, which would make transformers look for a complete model in the folder.
 """
 

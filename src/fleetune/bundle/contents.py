@@ -2,56 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from fleetune.bundle.manifest import Form
 from fleetune.engine.parameters import SEPARATOR
-from fleetune.methods.base import BackboneShape, Method
+from fleetune.methods.base import PEFT_PREFIX, BackboneShape, Method, ParameterSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WEIGHTS: dict[Form, str] = {
     "adapter": "adapter_model.safetensors",
     "parameters": "parameters.safetensors",
+    "delta": "delta.safetensors",
     "merged": "model.safetensors",
 }
 ADAPTER_CONFIG = "adapter_config.json"
 MODEL_CONFIG = "model_config.json"
-PEFT_PREFIX = "base_model.model."
-
 PEFT_ALWAYS_SAVES = ("classifier", "score")
 """Modules that PEFT takes for the head of a sequence classifier, whatever its configuration says."""
 
 
 def form_of(method: Method, shape: BackboneShape) -> Form:
-    """Returns `adapter` where PEFT knows the method, else `parameters`."""
-    return "parameters" if method.to_peft(method.sites(shape)) is None else "adapter"
+    """Returns `adapter` where PEFT knows the method, `parameters` where plain transformers do, else `delta`."""
+    if method.to_peft(method.sites(shape)) is not None:
+        return "adapter"
+    return "parameters" if method.is_plain else "delta"
 
 
 def expected_shapes(method: Method, shape: BackboneShape) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every trained tensor, by its name in a trial's state."""
-    shapes = {
-        f"{site.name}{SEPARATOR}{name}": spec.shape
-        for site in method.sites(shape)
-        for name, spec in method.parameters(site).items()
-    }
+    """Returns the shape of every tensor, by its name in a trial's state."""
+    shapes = {f"{place}{SEPARATOR}{name}": spec.shape for place, name, spec in _specs(method, shape)}
     return shapes | {name: tuple(size) for name, size in shape.head.items()}
 
 
+def _specs(method: Method, shape: BackboneShape) -> list[tuple[str, str, ParameterSpec]]:
+    return [(place, name, spec) for place, specs in method.specs(shape).items() for name, spec in specs.items()]
+
+
 def stored_names(method: Method, shape: BackboneShape, form: Form) -> dict[str, str]:
-    """Returns each trained tensor's name in the file, by its name in a trial's state."""
+    """Returns each tensor's name in the file, by its name in a trial's state."""
     names = {}
-    for site in method.sites(shape):
-        for name in method.parameters(site):
-            own = f"{site.name}{SEPARATOR}{name}"
-            names[own] = (
-                f"{PEFT_PREFIX}{site.name}.{method.peft_name(name)}" if form == "adapter" else f"{site.name}.{name}"
-            )
+    for place, name, _ in _specs(method, shape):
+        own = f"{place}{SEPARATOR}{name}"
+        match form:
+            case "adapter":
+                names[own] = method.peft_name(place, name)
+            case "delta":
+                names[own] = own
+            case _:
+                names[own] = f"{place}.{name}"
     prefix = PEFT_PREFIX if form == "adapter" else ""
     return names | {name: prefix + name for name in shape.head}
 
 
 def stored_shapes(method: Method, shape: BackboneShape, form: Form) -> dict[str, tuple[int, ...]]:
-    """Returns each trained tensor's shape in the file, by its name in a trial's state."""
+    """Returns each tensor's shape in the file, by its name in a trial's state."""
     shapes = expected_shapes(method, shape)
     if form != "adapter":
         return shapes
@@ -60,6 +67,26 @@ def stored_shapes(method: Method, shape: BackboneShape, form: Form) -> dict[str,
         for site in method.sites(shape)
         for name in method.parameters(site)
     }
+
+
+def as_stored(method: Method, tensors: Mapping[str, Tensor]) -> tuple[Method, dict[str, Tensor]]:
+    """Returns the method and the tensors that a bundle holds, both named as in a trial's state.
+
+    Args:
+        method: How it was trained.
+        tensors: As `TrialParameters.state` gives them.
+    """
+    by_site: dict[str, dict[str, Tensor]] = {}
+    head = {}
+    for name, tensor in tensors.items():
+        place, separator, parameter = name.rpartition(SEPARATOR)
+        if separator:
+            by_site.setdefault(place, {})[parameter] = tensor
+        else:
+            head[name] = tensor
+    stored, kept = method.stored(by_site)
+    named = {f"{place}{SEPARATOR}{name}": own for place, many in kept.items() for name, own in many.items()}
+    return stored, named | head
 
 
 def adapter_config(method: Method, shape: BackboneShape, model: str, revision: str | None) -> dict[str, Any]:

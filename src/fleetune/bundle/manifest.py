@@ -19,7 +19,7 @@ FORMAT = 1
 MAX_MANIFEST_BYTES = 64 << 20
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
-Form = Literal["adapter", "parameters", "merged"]
+Form = Literal["adapter", "parameters", "delta", "merged"]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -71,6 +71,8 @@ class MethodFacts(_Part):
     kind: str
     settings: dict[str, Any]
     source: str
+    trained_as: dict[str, Any] | None = None
+    """Kind and settings in training, where what is stored acts the same by simpler means."""
 
 
 class Manifest(_Part):

@@ -9,7 +9,7 @@ import torch
 
 from fleetune.engine.parameters import SEPARATOR
 from fleetune.errors import MethodError
-from fleetune.methods.base import BackboneShape, Method
+from fleetune.methods.base import SHARED, BackboneShape, Method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,11 +22,12 @@ def merge_into(model: Any, method: Method, shape: BackboneShape, tensors: Mappin
         MethodError: If the method's deltas cannot be worked into weights.
     """
     with torch.no_grad():
+        shared = {name: _fitting(tensors[f"{SHARED}{SEPARATOR}{name}"]) for name in method.shared(shape)}
         for site in method.sites(shape):
             module = model.get_submodule(site.name)
             frozen = {name: parameter.detach() for name, parameter in module.named_parameters(recurse=False)}
             own = {name: _fitting(tensors[f"{site.name}{SEPARATOR}{name}"]) for name in method.parameters(site)}
-            merged = method.merged(own, site, {name: _fitting(tensor) for name, tensor in frozen.items()})
+            merged = method.merged(shared | own, site, {name: _fitting(tensor) for name, tensor in frozen.items()})
             if merged is None:
                 raise MethodError(f"{method.kind} cannot be merged into the weights.\nExport without --merge")
             for name, value in merged.items():

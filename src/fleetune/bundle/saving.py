@@ -22,6 +22,7 @@ from fleetune.bundle.contents import (
     MODEL_CONFIG,
     WEIGHTS,
     adapter_config,
+    as_stored,
     expected_shapes,
     form_of,
     stored_names,
@@ -133,9 +134,10 @@ def save_bundle(
     """
     folder = Path(folder)
     _check_target(folder, overwrite)
-    form: Form = "merged" if merge else form_of(method, backbone.shape)
+    own, stored = as_stored(method, tensors)
+    form: Form = "merged" if merge else form_of(own, backbone.shape)
     problem = "multi_label_classification" if multi_label else "single_label_classification"
-    contents = _Contents(backbone, method, tensors, list(labels), tokenizer, max_tokens, form, problem)
+    contents = _Contents(backbone, own, stored, list(labels), tokenizer, max_tokens, form, problem)
     _check_tensors(contents)
     _check_labels(contents)
     if multi_label and thresholds is None:
@@ -157,12 +159,12 @@ def save_bundle(
             backbone=_backbone_facts(contents, precision),
             tokenizer=tokenizer_facts,
             head=_saved_head(contents),
-            method=MethodFacts(kind=method.kind, settings=method.settings, source=method.source),
+            method=_method_facts(method, own),
             training=_jsonable(dict(training or {})),
             files=_all_files(beside),
         )
         write_whole(beside / MANIFEST, manifest.to_bytes())
-        difference = None if probe is None else _prove(beside, contents, probe)
+        difference = None if probe is None else _prove(beside, backbone, method, tensors, probe)
         _sync(beside)
         # safetensors and tempfile keep files to their owner; a bundle is there to be handed on.
         beside.chmod(0o755)
@@ -295,10 +297,15 @@ def _all_files(folder: Path) -> dict[str, FileFacts]:
     return {path.name: file_facts(path) for path in sorted(folder.iterdir())}
 
 
-def _prove(folder: Path, contents: _Contents, probe: Tokens) -> float:
+def _method_facts(trained: Method, stored: Method) -> MethodFacts:
+    trained_as = None if stored is trained else {"kind": trained.kind, **trained.settings}
+    return MethodFacts(kind=stored.kind, settings=stored.settings, source=stored.source, trained_as=trained_as)
+
+
+def _prove(folder: Path, backbone: Backbone, method: Method, tensors: Mapping[str, Tensor], probe: Tokens) -> float:
     texts = probe_texts(probe)
-    expected = full_precision_logits(contents.backbone, contents.method, contents.tensors, probe, texts)
-    return verify_bundle(folder, contents.backbone, probe, expected, texts=texts)
+    expected = full_precision_logits(backbone, method, tensors, probe, texts)
+    return verify_bundle(folder, backbone, probe, expected, texts=texts)
 
 
 def _sync(folder: Path) -> None:

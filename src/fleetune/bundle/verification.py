@@ -41,8 +41,9 @@ def verify_bundle(
     """Returns the largest difference between `expected` and the logits of the bundle in `folder`, reloaded in fp32.
 
     The bundle is read by what others would read it with: PEFT for an adapter, `load_state_dict` for parameters,
-    `from_pretrained` for a complete model; each over the plain Hugging Face model, one text at a time. Where the
-    backbone is quantised, the plain model's weights are rounded in the same way first.
+    `from_pretrained` for a complete model; each over the plain Hugging Face model, one text at a time, whose weights
+    are rounded first as those of a quantised backbone are. A delta, which only Fleetune reads, is laid over a backbone
+    loaded anew, with padded texts.
 
     Args:
         folder: The bundle.
@@ -58,7 +59,10 @@ def verify_bundle(
     """
     bundle = load_bundle(folder)
     chosen = np.arange(len(probe)) if texts is None else texts
-    got = _plain_logits(_reload(bundle, backbone.folder), probe, chosen)
+    if bundle.manifest.form == "delta":
+        got = _own_logits(bundle, backbone, probe, chosen)
+    else:
+        got = _plain_logits(_reload(bundle, backbone.folder), probe, chosen)
     if got.shape != expected.shape:
         raise ExportMismatchError(f"bundle {folder} gives logits {got.shape}, its trial {expected.shape}")
     difference = float(np.abs(got - expected).max(initial=0.0))
@@ -89,6 +93,12 @@ def probe_texts(probe: Tokens) -> NDArray[np.int64]:
     count = min(len(probe), MAX_PROBE_TEXTS)
     order = np.argsort(probe.lengths, kind="stable")
     return np.sort(order[np.linspace(0, len(probe) - 1, count).astype(np.int64)]) if count else order
+
+
+def _own_logits(bundle: Bundle, backbone: Backbone, probe: Tokens, texts: NDArray[np.int64]) -> NDArray[np.float32]:
+    config = backbone.config.model_copy(update={"layout": "padded"})
+    anew = load_backbone(config, len(bundle.manifest.labels), "fp32")
+    return trial_logits(anew, bundle.method, bundle.tensors, probe, texts)
 
 
 def _reload(bundle: Bundle, backbone_folder: Path) -> Any:

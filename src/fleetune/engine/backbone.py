@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +19,9 @@ from fleetune.engine.dropout import FleetDropout, ForwardState, Stream
 from fleetune.engine.encoder import speed_up_encoder
 from fleetune.engine.head import head_logits, pool
 from fleetune.engine.layout import Layout, Pack
-from fleetune.engine.parameters import SEPARATOR, ParameterPlan, kaiming_uniform, normal
 from fleetune.engine.parity import probe_parity
 from fleetune.engine.quantize import (
     finish_loading,
-    frozen_parameter,
     loading_options,
     refuse_quantized_checkpoint,
     set_type,
@@ -32,10 +30,9 @@ from fleetune.engine.quantize import (
 from fleetune.engine.shape import shape_of
 from fleetune.engine.site import SiteModule
 from fleetune.engine.source import find_folder
-from fleetune.engine.storage import refuse_quantized_weights
 from fleetune.errors import BackboneError
 from fleetune.memory import available_bytes
-from fleetune.methods.base import BackboneShape, Method, ParameterSpec, Site
+from fleetune.methods.base import SHARED, BackboneShape, Method, Site
 from fleetune.runtime import device, pick_precision, torch_dtype
 
 if TYPE_CHECKING:
@@ -106,43 +103,11 @@ class Backbone:
         config: Any = self.model.config
         return int(config.pad_token_id) + 1 if self.architecture.first_position_after_padding else 0
 
-    def plan_parameters(self, method: Method, seed: int) -> dict[str, ParameterPlan]:
-        """Returns what a trial of `method` trains: its deltas as `site::name`, then the head by its own names.
-
-        Raises:
-            MethodError: If the method does not fit this backbone.
-        """
-        refuse_quantized_weights(method, self.shape, self.config)
-        plans: dict[str, ParameterPlan] = {}
-        for site in method.sites(self.shape):
-            for name, spec in method.parameters(site).items():
-                start = self._start(site, name, spec, seed)
-                plans[f"{site.name}{SEPARATOR}{name}"] = ParameterPlan(spec.shape, start, spec.decay)
-        for name, shape in self.shape.head.items():
-            plans[name] = ParameterPlan(shape, self._head_start(name, shape, seed), decay=len(shape) > 1)
-        return plans
-
-    def _start(self, site: Site, name: str, spec: ParameterSpec, seed: int) -> Callable[[], Tensor]:
-        if spec.initial == "frozen":
-            return lambda: frozen_parameter(self._frozen_module(site.name), name)
-        if spec.initial == "kaiming_uniform":
-            return lambda: kaiming_uniform(spec.shape, seed, f"{site.name}{SEPARATOR}{name}")
-        return lambda: torch.full(spec.shape, {"zeros": 0.0, "ones": 1.0}[spec.initial])
-
-    def _head_start(self, name: str, shape: tuple[int, ...], seed: int) -> Callable[[], Tensor]:
-        if name in self.head_from_checkpoint:
-            return lambda: self.head_from_checkpoint[name]
-        if "norm" in name:
-            return lambda: torch.full(shape, 1.0 if name.endswith("weight") else 0.0)
-        if len(shape) == 1:
-            return lambda: torch.zeros(shape)
-        config: Any = self.model.config
-        return lambda: normal(shape, float(getattr(config, "initializer_range", 0.02)), seed, name)
-
     def attach(self, slot: int, method: Method, parameters: dict[str, dict[str, Tensor]]) -> None:
-        """Puts one trial's deltas on the backbone; `parameters` are its tensors by site."""
+        """Puts one trial's deltas on the backbone; `parameters` are its tensors by site, the shared ones too."""
+        shared = parameters.get(SHARED, {})
         for site in method.sites(self.shape):
-            self._site_module(site).attach(slot, method, parameters[site.name])
+            self._site_module(site).attach(slot, method, shared | parameters[site.name])
 
     def detach(self, slot: int) -> None:
         """Takes one trial's deltas off."""
@@ -159,7 +124,8 @@ class Backbone:
             self._modules[site.name] = module
         return self._modules[site.name]
 
-    def _frozen_module(self, name: str) -> nn.Module:
+    def frozen_module(self, name: str) -> nn.Module:
+        """Returns the module at path `name` as the checkpoint has it, whatever deltas are around it."""
         return self._modules[name].frozen if name in self._modules else self.model.get_submodule(name)
 
     def logits(self, pack: Pack, heads: dict[int, dict[str, Tensor]], streams: dict[int, Stream]) -> dict[int, Tensor]:

@@ -145,7 +145,7 @@ class Fleet:
 
     def _attach(self, trial: Trial, number: int = 0) -> None:
         leaves, method = trial.parameters.leaves(number), trial.spec.method
-        by_site = {site.name: leaves.at(site.name) for site in method.sites(self.backbone.shape)}
+        by_site = {place: leaves.at(place) for place in method.specs(self.backbone.shape)}
         self.backbone.attach(trial.slot + number * SLOTS, method, by_site)
         self._attached[trial.slot] = number + 1
 
@@ -241,12 +241,21 @@ class Fleet:
         streams = {part.slot: part.trial.stream() for part in parts}
         logits = self.backbone.logits(pack, heads, streams)
         losses = [self._loss(part, logits[part.slot]) for part in parts]
-        torch.autograd.backward(losses)
+        torch.autograd.backward([*losses, *(self._penalty(part) for part in parts if self._is_penalised(part))])
         return list(zip(parts, torch.stack(losses).detach().tolist(), strict=True))
 
     def _loss(self, part: Part, logits: Tensor) -> Tensor:
         labels, batch = (self._labels[torch.from_numpy(texts).to(device())] for texts in (part.texts, part.batch))
         return batch_loss(logits, labels, self._weights[part.trial.slot], part.step_texts, batch)
+
+    def _is_penalised(self, part: Part) -> bool:
+        """Returns whether the method's own term of the loss comes with this part: once a micro-batch."""
+        return part.number == 0 and part.trial.spec.method.has_penalty
+
+    def _penalty(self, part: Part) -> Tensor:
+        leaves, method = part.trial.parameters.leaves(part.number), part.trial.spec.method
+        by_site = {place: leaves.at(place) for place in method.specs(self.backbone.shape)}
+        return method.penalty(by_site) * (len(part.batch) / part.step_texts)
 
     def _step(self, trial: Trial) -> Stepped:
         totals, norm, rate = trial.finish_step()

@@ -17,6 +17,8 @@ ROOM = 0.85
 """Share of the available memory that a fleet is to fill."""
 TRAINED_COPIES = 7
 """Of each trained value: itself, its gradient, another lane's part of it, two moments, the best so far and the last."""
+KEPT_COPIES = 3
+"""Of each value that a trial only keeps: itself, the best so far and the last."""
 LAYER_TENSORS = 3.0
 """Tensors as wide as a layer's linear modules together that its backward pass keeps, and those under way."""
 
@@ -24,7 +26,10 @@ LAYER_TENSORS = 3.0
 def trained_bytes(shape: BackboneShape, method: Method, precision: str) -> int:
     """Returns the memory of what one trial trains, with the optimizer's state."""
     master = BYTES_OF["float64"] if pick_precision(precision) == "float64" else BYTES_OF["fp32"]
-    return TRAINED_COPIES * master * (method.expected_parameters(shape) + shape.head_parameters)
+    every = [spec for specs in method.specs(shape).values() for spec in specs.values()]
+    kept = sum(spec.size for spec in every if not spec.trained)
+    trained = sum(spec.size for spec in every if spec.trained) + shape.head_parameters
+    return master * (TRAINED_COPIES * trained + KEPT_COPIES * kept)
 
 
 def activation_bytes(shape: BackboneShape, precision: str) -> float:

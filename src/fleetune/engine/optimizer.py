@@ -30,17 +30,16 @@ class TrialOptimizer:
         self.parameters = parameters
         self.training = training
         self.total_steps = total_steps
-        decayed, undecayed = parameters.buffers
         groups = [
-            {"params": [decayed], "weight_decay": training.weight_decay},
-            {"params": [undecayed], "weight_decay": 0.0},
+            {"params": [group.buffer], "weight_decay": training.weight_decay if group.decay else 0.0}
+            for group in parameters.groups
         ]
         self.adamw = torch.optim.AdamW(
             groups, lr=training.learning_rate, betas=training.betas, eps=training.adam_epsilon
         )
 
     def step(self, finished_steps: int) -> tuple[float, float]:
-        """Clips the gradients, makes one optimizer step and clears them.
+        """Clips the gradients and makes one optimizer step; the gradients stay.
 
         Args:
             finished_steps: Optimizer steps made before.
@@ -50,10 +49,9 @@ class TrialOptimizer:
         """
         norm = self._clip()
         rate = learning_rate_at(finished_steps, self.total_steps, self.training)
-        for group in self.adamw.param_groups:
-            group["lr"] = rate
+        for group, own in zip(self.adamw.param_groups, self.parameters.groups, strict=True):
+            group["lr"] = rate * own.rate
         self.adamw.step()
-        self.parameters.zero_gradients()
         return norm, rate
 
     def _clip(self) -> float:
@@ -69,15 +67,15 @@ class TrialOptimizer:
     def state(self) -> dict[str, Tensor]:
         """Returns a copy of the moments and the step count."""
         tensors = {}
-        for number, buffer in enumerate(self.parameters.buffers):
+        for number, group in enumerate(self.parameters.groups):
             for name in (*MOMENTS, "step"):
-                if name in self.adamw.state[buffer]:
-                    tensors[f"{number}.{name}"] = self.adamw.state[buffer][name].detach().clone()
+                if name in self.adamw.state[group.buffer]:
+                    tensors[f"{number}.{name}"] = self.adamw.state[group.buffer][name].detach().clone()
         return tensors
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Takes over moments and step count."""
-        for number, buffer in enumerate(self.parameters.buffers):
+        for number, group in enumerate(self.parameters.groups):
             for name in (*MOMENTS, "step"):
                 if f"{number}.{name}" in state:
-                    self.adamw.state[buffer][name] = state[f"{number}.{name}"].clone()
+                    self.adamw.state[group.buffer][name] = state[f"{number}.{name}"].clone()

@@ -1,4 +1,4 @@
-"""The tensors that one trial trains, in flat buffers so that optimizer and clipping see few large tensors."""
+"""The tensors of one trial; those it trains lie in flat buffers, so that optimizer and clipping see few large ones."""
 
 from __future__ import annotations
 
@@ -20,11 +20,38 @@ SEPARATOR = "::"
 
 @dataclass(frozen=True)
 class ParameterPlan:
-    """One tensor to be made: `initial` gives its start, `decay` whether weight decay acts on it."""
+    """One tensor to be made.
+
+    Attributes:
+        shape: Its shape.
+        initial: Gives its start.
+        decay: Whether weight decay acts on it.
+        rate: Factor of the learning rate.
+        trained: Whether the optimizer changes it.
+    """
 
     shape: tuple[int, ...]
     initial: Callable[[], Tensor]
     decay: bool
+    rate: float = 1.0
+    trained: bool = True
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Trained tensors that the optimizer treats alike.
+
+    Attributes:
+        decay: Whether weight decay acts on them.
+        rate: Factor of the learning rate.
+        shapes: Their shapes by name, in the order in which they lie in the buffer.
+        buffer: Their values, flat; `buffer.grad` are their gradients.
+    """
+
+    decay: bool
+    rate: float
+    shapes: Mapping[str, tuple[int, ...]]
+    buffer: torch.nn.Parameter
 
 
 @dataclass(frozen=True)
@@ -32,8 +59,8 @@ class Leaves:
     """Leaves of one computation: views of a trial's values, with gradients of their own.
 
     Attributes:
-        tensors: Every trained tensor by name.
-        gradients: The flat gradients that theirs are views of, `decayed` and `undecayed`.
+        tensors: Every tensor of the trial by name.
+        gradients: The flat gradients that those of the trained ones are views of, one a group.
     """
 
     tensors: dict[str, Tensor]
@@ -51,10 +78,10 @@ class Leaves:
 
 
 class TrialParameters:
-    """One trial's trained tensors and their gradients.
+    """One trial's tensors and their gradients.
 
-    Every tensor is a leaf that shares memory with one of two flat buffers, `decayed` and `undecayed`, and so are
-    the gradients.
+    Every trained tensor is a leaf that shares memory with the flat buffer of its group, and its gradient with the
+    buffer's gradient.
 
     Args:
         plans: What to make, by name.
@@ -63,33 +90,44 @@ class TrialParameters:
     """
 
     def __init__(self, plans: Mapping[str, ParameterPlan], dtype: torch.dtype, device: torch.device) -> None:
-        self._shapes = [
-            {name: plan.shape for name, plan in plans.items() if plan.decay is decay} for decay in (True, False)
-        ]
-        sizes = [sum(prod(shape) for shape in shapes.values()) for shapes in self._shapes]
-        self.buffers = tuple(torch.nn.Parameter(torch.zeros(size, dtype=dtype, device=device)) for size in sizes)
+        self.groups = _groups(plans, dtype, device)
+        self._kept = {
+            name: torch.zeros(plan.shape, dtype=dtype, device=device)
+            for name, plan in plans.items()
+            if not plan.trained
+        }
         self._leaves = [self._make_leaves()]
-        for buffer, gradient in zip(self.buffers, self._leaves[0].gradients, strict=True):
-            buffer.grad = gradient
+        for group, gradient in zip(self.groups, self._leaves[0].gradients, strict=True):
+            group.buffer.grad = gradient
         with torch.no_grad():
             for name, plan in plans.items():
                 self.tensors[name].copy_(plan.initial())
 
     def _make_leaves(self) -> Leaves:
         tensors: dict[str, Tensor] = {}
-        gradients = tuple(torch.zeros_like(buffer.data) for buffer in self.buffers)
-        for shapes, buffer, gradient in zip(self._shapes, self.buffers, gradients, strict=True):
-            sizes = [prod(shape) for shape in shapes.values()]
-            views = zip(shapes.items(), buffer.data.split(sizes), gradient.split(sizes), strict=True)
+        gradients = tuple(torch.zeros_like(group.buffer.data) for group in self.groups)
+        for group, gradient in zip(self.groups, gradients, strict=True):
+            sizes = [prod(shape) for shape in group.shapes.values()]
+            views = zip(group.shapes.items(), group.buffer.data.split(sizes), gradient.split(sizes), strict=True)
             for (name, shape), values, own in views:
                 tensors[name] = values.view(shape).detach().requires_grad_()
                 tensors[name].grad = own.view(shape)
-        return Leaves(tensors, gradients)
+        return Leaves(tensors | self._kept, gradients)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """Every trained tensor by name."""
+        """Every tensor by name."""
         return self._leaves[0].tensors
+
+    @property
+    def by_site(self) -> dict[str, dict[str, Tensor]]:
+        """Every tensor but the head's, by site and name."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in self.tensors.items():
+            site, separator, parameter = name.rpartition(SEPARATOR)
+            if separator:
+                found.setdefault(site, {})[parameter] = tensor
+        return found
 
     def leaves(self, number: int = 0) -> Leaves:
         """Returns leaves for the part `number` of a batch, so that parts can run at the same time; 0 are `tensors`."""
@@ -122,9 +160,8 @@ class TrialParameters:
         return self._leaves[0].head
 
     def gradients(self) -> dict[str, Tensor]:
-        """Returns the flat gradients themselves, `decayed` and `undecayed`."""
-        pairs = zip(("decayed", "undecayed"), self.buffers, strict=True)
-        return {name: buffer.grad for name, buffer in pairs if buffer.grad is not None}
+        """Returns the flat gradients themselves, by the number of their group."""
+        return {str(number): gradient for number, gradient in enumerate(self._leaves[0].gradients)}
 
     def gradient_norm(self) -> Tensor:
         """Returns the Euclidean norm of all gradients."""
@@ -160,6 +197,22 @@ class TrialParameters:
                 if state[name].shape != tensor.shape:
                     raise ValueError(f"{name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}")
                 tensor.copy_(state[name])
+
+
+def _groups(plans: Mapping[str, ParameterPlan], dtype: torch.dtype, device: torch.device) -> tuple[ParameterGroup, ...]:
+    """Returns the trained tensors by decay and rate, in the order in which each kind first appears."""
+    shapes: dict[tuple[bool, float], dict[str, tuple[int, ...]]] = {}
+    for name, plan in plans.items():
+        if plan.trained:
+            shapes.setdefault((plan.decay, plan.rate), {})[name] = plan.shape
+    return tuple(
+        ParameterGroup(decay, rate, own, torch.nn.Parameter(torch.zeros(_size(own), dtype=dtype, device=device)))
+        for (decay, rate), own in shapes.items()
+    )
+
+
+def _size(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    return sum(prod(shape) for shape in shapes.values())
 
 
 def kaiming_uniform(shape: tuple[int, ...], seed: int, place: str) -> Tensor:

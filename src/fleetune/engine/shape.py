@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +52,7 @@ def shape_of(model: nn.Module, architecture: Architecture, new: Iterable[str]) -
         new: Names of the parameters that the checkpoint lacks; these are the head.
     """
     head = {name: tuple(model.get_parameter(name).shape) for name in new}
-    sites = tuple(_sites(model, architecture, head))
+    sites = _numbered(_sites(model, architecture, head))
     counted = sum(_size(site) for site in sites)
     config: Any = model.config
     return BackboneShape(config.model_type, sites, head, counted)
@@ -64,6 +65,13 @@ def _sites(model: nn.Module, architecture: Architecture, head: Mapping[str, tupl
         if not own or not used(name) or any(f"{name}.{key}" in head for key in own):
             continue
         yield Site(name, _kind(name, module), _role(name, architecture), _layer(name), own)
+
+
+def _numbered(sites: Iterable[Site]) -> tuple[Site, ...]:
+    """Returns the sites, each with the number of the backbone's layers."""
+    found = tuple(sites)
+    layers = len({site.layer for site in found if site.layer is not None})
+    return tuple(replace(site, num_layers=layers) for site in found)
 
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fleetune.engine.backbone import Backbone
@@ -16,6 +17,7 @@ from fleetune.engine.config import TrainingConfig
 from fleetune.engine.dropout import Stream
 from fleetune.engine.optimizer import TrialOptimizer
 from fleetune.engine.parameters import TrialParameters
+from fleetune.engine.starts import plan_parameters
 from fleetune.methods.base import Method
 from fleetune.metrics import is_better
 from fleetune.runtime import device, random_stream
@@ -87,7 +89,7 @@ class Trial:
         self.train = train
         self.folder = folder
         self.parameters = TrialParameters(
-            backbone.plan_parameters(spec.method, spec.seed), backbone.master_dtype, device()
+            plan_parameters(backbone, spec.method, spec.seed), backbone.master_dtype, device()
         )
         self.optimizer = TrialOptimizer(self.parameters, spec.training, self.total_steps)
         self.progress = Progress()
@@ -160,6 +162,9 @@ class Trial:
         norm, rate = self.optimizer.step(self.progress.step)
         totals, self.totals, self.micro_step = self.totals, StepTotals(), 0
         self.progress.step += 1
+        with torch.no_grad():
+            self.spec.method.after_step(self.parameters.by_site, self.progress.step, self.total_steps)
+        self.parameters.zero_gradients()
         return totals, norm, rate
 
     def judge(self, value: float) -> bool:

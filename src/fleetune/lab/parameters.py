@@ -24,10 +24,7 @@ def count_parameters(method: Method, shape: BackboneShape) -> ParameterCounts:
     """
     adapter = method.expected_parameters(shape)
     added = sum(
-        spec.size
-        for site in method.sites(shape)
-        for spec in method.parameters(site).values()
-        if spec.initial != "frozen"
+        spec.size for specs in method.specs(shape).values() for spec in specs.values() if spec.initial != "frozen"
     )
     head = shape.head_parameters
     return {

@@ -1,8 +1,10 @@
 """What a method is: where it attaches, what it trains there, and how that changes a frozen module's output.
 
 A method is stateless and imports no torch. It says which sites of a backbone it changes (`sites`), which
-parameters one trial has at a site (`parameters`), and what they do (`transform_input`, `forward`). The engine
-makes the tensors, keeps one set a trial, and calls the method on each trial's own segment of tokens.
+parameters one trial has at a site (`parameters`) and for all sites together (`shared`), and what they do
+(`transform_input`, `forward`). The engine makes the tensors, keeps one set a trial, and calls the method on each
+trial's own segment of tokens. Few methods need more: a start that is computed (`starts`), a term of the loss
+(`penalty`), something to be done after each step (`after_step`).
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import difflib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -20,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from fleetune.errors import MethodError, RecipeError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 SiteKind = Literal["linear", "norm", "embedding"]
@@ -27,7 +30,11 @@ Role = Literal[
     "query", "key", "value", "query_key_value", "attention_output",
     "feed_forward_in", "feed_forward_gate", "feed_forward_out", "other",
 ]  # fmt: skip
-Initial = Literal["zeros", "ones", "frozen", "kaiming_uniform"]
+Initial = Literal["zeros", "ones", "frozen", "kaiming_uniform", "normal", "computed"]
+PEFT_PREFIX = "base_model.model."
+"""Before the path of a module in PEFT's checkpoints."""
+SHARED = ""
+"""Stands for a site's name where tensors belong to all sites together."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class Site:
         role: What the module does in its layer; the same word in every architecture.
         layer: Index of its layer, None outside the layers.
         shapes: Shape of each frozen parameter by name: `{"weight": (out, in), "bias": (out,)}`.
+        num_layers: How many layers the backbone has.
     """
 
     name: str
@@ -48,6 +56,7 @@ class Site:
     role: Role
     layer: int | None
     shapes: Mapping[str, tuple[int, ...]]
+    num_layers: int = 0
 
     @property
     def in_features(self) -> int:
@@ -85,18 +94,23 @@ class BackboneShape:
 
 @dataclass(frozen=True)
 class ParameterSpec:
-    """One trained tensor of one trial at one site.
+    """One tensor of one trial, at one site or for all.
 
     Attributes:
         shape: Its shape.
-        initial: Its start: `zeros`, `ones`, `frozen` (a copy of the site's parameter of the same name) or
-            `kaiming_uniform` (bound 1/sqrt(fan_in) on the last dimension).
+        initial: Its start: `zeros`, `ones`, `frozen` (a copy of the site's parameter of the same name),
+            `kaiming_uniform` (bound 1/sqrt(fan_in) on the last dimension), `normal` (standard deviation 0.02) or
+            `computed` (by `Method.starts`).
         decay: Whether weight decay acts on it.
+        rate: Factor of the learning rate.
+        trained: Whether the optimizer changes it; else it is only kept, saved and restored with the trial.
     """
 
     shape: tuple[int, ...]
     initial: Initial
     decay: bool = True
+    rate: float = 1.0
+    trained: bool = True
 
     @property
     def size(self) -> int:
@@ -145,6 +159,8 @@ class Method(ABC):
     """Whether `transform_input` acts before the frozen product."""
     starts_as_no_op: ClassVar[bool] = True
     """Whether a fresh delta leaves the backbone's output as it is."""
+    has_penalty: ClassVar[bool] = False
+    """Whether `penalty` adds to the loss."""
 
     config: MethodConfig
 
@@ -171,6 +187,20 @@ class Method(ABC):
     def parameters(self, site: Site) -> dict[str, ParameterSpec]:
         """Returns what one trial trains at `site`, by name."""
 
+    def shared(self, shape: BackboneShape) -> dict[str, ParameterSpec]:
+        """Returns what one trial has for all sites together; `forward` sees these names with the site's own."""
+        return {}
+
+    def starts(self, site: Site, frozen: Callable[[str], Tensor], random: np.random.Generator) -> dict[str, Tensor]:
+        """Returns the start of each parameter at `site` whose `initial` is `computed`.
+
+        Args:
+            site: The site.
+            frozen: Gives the site's frozen parameter by name, in fp32 or better.
+            random: The trial's stream for this site.
+        """
+        return {}
+
     def transform_input(self, x: Tensor, parameters: Mapping[str, Tensor], site: Site) -> Tensor:
         """Returns the input `(..., in_features)` that the frozen module is to see; only if `changes_input`."""
         return x
@@ -184,14 +214,39 @@ class Method(ABC):
         Args:
             x: The site's input `(..., in_features)`, after `transform_input`.
             output: The frozen module's output `(..., out_features)`; `x` itself if `replaces_output`.
-            parameters: The trial's tensors at this site, in the type they are computed in.
+            parameters: The trial's tensors at this site, and the shared ones, in the type they are computed in.
             site: The site.
             call: Frozen parameters, dropout and the module itself.
         """
 
+    def penalty(self, parameters: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
+        """Returns what is added to the loss of each optimizer step; only if `has_penalty`.
+
+        Args:
+            parameters: The trial's tensors by site and name.
+        """
+        raise NotImplementedError
+
+    def after_step(  # noqa: B027  most methods have nothing to do here
+        self, parameters: Mapping[str, Mapping[str, Tensor]], step: int, total_steps: int
+    ) -> None:
+        """Changes tensors in place after an optimizer step; their `grad` is still that of the step.
+
+        Args:
+            parameters: The trial's tensors by site and name, those that are not trained too.
+            step: Optimizer steps made, this one counted.
+            total_steps: Optimizer steps in all.
+        """
+
+    def specs(self, shape: BackboneShape) -> dict[str, dict[str, ParameterSpec]]:
+        """Returns every tensor of one trial by site and name; the shared ones under `SHARED`."""
+        by_site = {site.name: self.parameters(site) for site in self.sites(shape)}
+        shared = self.shared(shape)
+        return by_site | ({SHARED: shared} if shared else {})
+
     def expected_parameters(self, shape: BackboneShape) -> int:
         """Returns the number of trained parameters without the head, from the architecture alone."""
-        return sum(spec.size for site in self.sites(shape) for spec in self.parameters(site).values())
+        return sum(spec.size for specs in self.specs(shape).values() for spec in specs.values() if spec.trained)
 
     def merged(
         self, parameters: Mapping[str, Tensor], site: Site, frozen: Mapping[str, Tensor]
@@ -205,13 +260,26 @@ class Method(ABC):
         """
         return None
 
+    def stored(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> tuple[Method, dict[str, Mapping[str, Tensor]]]:
+        """Returns the method and tensors that a bundle holds: what acts as this does, without what training needed.
+
+        Args:
+            tensors: The trial's tensors by site and name.
+        """
+        return self, dict(tensors)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all that it trains are the backbone's own parameters, so that plain Hugging Face can load them."""
+        return False
+
     def to_peft(self, sites: Iterable[Site]) -> dict[str, Any] | None:
         """Returns the fields of PEFT's `adapter_config.json`, or None where PEFT has no such method."""
         return None
 
-    def peft_name(self, parameter: str) -> str | None:
-        """Returns the name of `parameter` below its site in PEFT's checkpoints, None where PEFT has no such method."""
-        return None
+    def peft_name(self, site: str, parameter: str) -> str:
+        """Returns the name in PEFT's checkpoints of `parameter` at the site called so, or `SHARED`."""
+        return f"{PEFT_PREFIX}{site}.{parameter}"
 
     def peft_shape(self, parameter: str, site: Site) -> tuple[int, ...]:
         """Returns the shape of `parameter` in PEFT's checkpoints, which has as many elements as ours."""

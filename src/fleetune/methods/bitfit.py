@@ -31,6 +31,11 @@ class BitFit(Method):
         """Returns the bias, starting as it is."""
         return {"bias": ParameterSpec(site.shapes["bias"], initial="frozen", decay=False)}
 
+    @property
+    def is_plain(self) -> bool:
+        """True: biases are the backbone's own."""
+        return True
+
     def forward(
         self, x: Tensor, output: Tensor, parameters: Mapping[str, Tensor], site: Site, call: SiteCall
     ) -> Tensor:

@@ -30,6 +30,11 @@ class Full(Method):
             for name, shape in site.shapes.items()
         }
 
+    @property
+    def is_plain(self) -> bool:
+        """True: every parameter is the backbone's own."""
+        return True
+
     def forward(
         self, x: Tensor, output: Tensor, parameters: Mapping[str, Tensor], site: Site, call: SiteCall
     ) -> Tensor:

@@ -24,6 +24,11 @@ class Head(Method):
         """Returns nothing."""
         return {}
 
+    @property
+    def is_plain(self) -> bool:
+        """True: there is the head alone."""
+        return True
+
     def forward(
         self, x: Tensor, output: Tensor, parameters: Mapping[str, Tensor], site: Site, call: SiteCall
     ) -> Tensor:

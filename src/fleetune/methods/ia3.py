@@ -87,10 +87,6 @@ class IA3(Method):
             "feedforward_modules": [site.name for site in chosen if self.rescales_input(site)],
         }
 
-    def peft_name(self, parameter: str) -> str:
-        """Returns `ia3_l`."""
-        return parameter
-
     def peft_shape(self, parameter: str, site: Site) -> tuple[int, ...]:
         """Returns `(1, in)` for a feed-forward module, `(out, 1)` for any other."""
         return (1, site.in_features) if self.rescales_input(site) else (site.out_features, 1)

@@ -81,6 +81,6 @@ class LoRA(Method):
             "bias": "none",
         }
 
-    def peft_name(self, parameter: str) -> str:
-        """Returns `lora_A.weight` or `lora_B.weight`."""
-        return f"{parameter}.weight"
+    def peft_name(self, site: str, parameter: str) -> str:
+        """Returns `….lora_A.weight` or `….lora_B.weight`."""
+        return f"{super().peft_name(site, parameter)}.weight"

@@ -30,6 +30,11 @@ class Norm(Method):
         """Returns the norm's own parameters, starting as they are."""
         return {name: ParameterSpec(shape, initial="frozen", decay=False) for name, shape in site.shapes.items()}
 
+    @property
+    def is_plain(self) -> bool:
+        """True: gains and biases are the backbone's own."""
+        return True
+
     def forward(
         self, x: Tensor, output: Tensor, parameters: Mapping[str, Tensor], site: Site, call: SiteCall
     ) -> Tensor:
