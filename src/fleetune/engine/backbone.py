@@ -14,6 +14,7 @@ from torch import nn
 
 from fleetune.engine.architecture import Architecture, architecture_of
 from fleetune.engine.attention import PACKED, PADDED, register_attention
+from fleetune.engine.checkpointing import allow_checkpointing
 from fleetune.engine.config import BackboneConfig
 from fleetune.engine.dropout import FleetDropout, ForwardState, Stream
 from fleetune.engine.encoder import speed_up_encoder
@@ -128,15 +129,22 @@ class Backbone:
         """Returns the module at path `name` as the checkpoint has it, whatever deltas are around it."""
         return self._modules[name].frozen if name in self._modules else self.model.get_submodule(name)
 
-    def logits(self, pack: Pack, heads: dict[int, dict[str, Tensor]], streams: dict[int, Stream]) -> dict[int, Tensor]:
+    def logits(
+        self,
+        pack: Pack,
+        heads: dict[int, dict[str, Tensor]],
+        streams: dict[int, Stream],
+        checkpointing: bool = False,
+    ) -> dict[int, Tensor]:
         """Returns each slot's logits `(texts, num_labels)` for its texts in `pack`.
 
         Args:
             pack: The input.
             heads: Each slot's head parameters.
             streams: Each slot's dropout stream; empty in evaluation.
+            checkpointing: Whether layers keep their input alone for the backward pass.
         """
-        self.state.begin(pack, streams)
+        self.state.begin(pack, streams, checkpointing)
         try:
             pooled = pool(self._hidden(pack), pack, self.architecture, self.model.config)
             return {
@@ -209,6 +217,7 @@ def load_backbone(config: BackboneConfig, num_labels: int, precision: str = "aut
     _prepare_modules(model, architecture, state)
     if architecture.encoder is not None:
         speed_up_encoder(model.get_submodule(architecture.base), architecture.encoder, state)
+    allow_checkpointing(model.get_submodule(architecture.base), state)
     register_attention()
     layout, reason = _choose_layout(config, model, architecture, state)
     set_layout(model, layout)

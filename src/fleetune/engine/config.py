@@ -80,6 +80,9 @@ class TrainingConfig(BaseModel):
     """Stop after this many evaluations without a better metric."""
     metric: MetricName = "f1_macro"
     """Metric on validation that chooses the best checkpoint."""
+    gradient_checkpointing: bool = False
+    """Keep each layer's input alone and compute the layer again in the backward pass: less memory, more time, and the
+    same numbers."""
     precision: Precision = "auto"
     """Of the frozen weights and their products; adapters, head and optimizer stay in fp32 (or float64)."""
 

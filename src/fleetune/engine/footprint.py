@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fleetune.engine.config import BackboneConfig, TrainingConfig
 from fleetune.engine.lanes import lanes
 from fleetune.engine.storage import BYTES_OF, frozen_bytes, working_bytes
-from fleetune.methods.base import BackboneShape, Method
+from fleetune.methods.base import BackboneShape, Method, Site
 from fleetune.runtime import device, pick_precision
 
 MOST_TRIALS = {"cpu": 16, "cuda": 64}
@@ -32,10 +32,17 @@ def trained_bytes(shape: BackboneShape, method: Method, precision: str) -> int:
     return master * (TRAINED_COPIES * trained + KEPT_COPIES * kept)
 
 
-def activation_bytes(shape: BackboneShape, precision: str) -> float:
-    """Returns what the backward pass keeps of one token."""
-    width = sum(site.out_features for site in shape.sites if site.kind == "linear" and site.layer is not None)
-    return LAYER_TENSORS * width * BYTES_OF[pick_precision(precision)]
+def activation_bytes(shape: BackboneShape, precision: str, checkpointing: bool = False) -> float:
+    """Returns what the backward pass keeps of one token; with checkpointing each layer's input, and a layer."""
+    layers: dict[int, list[Site]] = {}
+    for site in shape.sites:
+        if site.kind == "linear" and site.layer is not None:
+            layers.setdefault(site.layer, []).append(site)
+    widths = [sum(site.out_features for site in sites) for sites in layers.values()]
+    kept = LAYER_TENSORS * sum(widths)
+    if checkpointing:
+        kept = LAYER_TENSORS * max(widths, default=0) + sum(sites[0].in_features for sites in layers.values())
+    return kept * BYTES_OF[pick_precision(precision)]
 
 
 @dataclass(frozen=True)
@@ -59,11 +66,16 @@ def fleet_bytes(shape: BackboneShape, fleet: Sequence[Candidate], available: int
     precision, backbone = fleet[0].training.precision, fleet[0].backbone
     frozen = frozen_bytes(shape, backbone, precision, available)
     own = sum(trained_bytes(shape, one.method, precision) for one in fleet)
-    batches = sorted(one.training.batch_size * one.max_tokens for one in fleet)
+    batches = sorted(
+        one.training.batch_size
+        * one.max_tokens
+        * activation_bytes(shape, precision, one.training.gradient_checkpointing)
+        for one in fleet
+    )
     # On a processor each lane works on one batch, on a GPU all are worked on at a time.
     working = batches[-lanes().count :] if device().type == "cpu" else batches
     restored = lanes().count * working_bytes(shape, backbone, precision, available)
-    return frozen + own + restored + int(sum(working) * activation_bytes(shape, precision))
+    return frozen + own + restored + int(sum(working))
 
 
 def fits(shape: BackboneShape, fleet: Sequence[Candidate], available: int) -> bool:

@@ -142,4 +142,4 @@ def _kind(trial: Trial, backbone: Backbone, together: int) -> tuple[object, ...]
     training = trial.training
     sites = tuple(site.name for site in trial.method.sites(backbone.shape))
     drops = training.backbone_dropout, bool(trial.method.settings.get("dropout"))
-    return trial.method.kind, sites, training.batch_size, drops, together
+    return trial.method.kind, sites, training.batch_size, training.gradient_checkpointing, drops, together
