@@ -145,12 +145,12 @@ def test_an_evaluation_is_computed_once(counted):
 def test_memory_falls(architecture, tmp_path):
     folder = tmp_path / "model"
     config = transformers.AutoConfig.for_model(
-        architecture, vocab_size=100, hidden_size=128, num_hidden_layers=8, num_attention_heads=4,
+        architecture, vocab_size=100, hidden_size=128, num_hidden_layers=12, num_attention_heads=4,
         num_key_value_heads=4, intermediate_size=512, max_position_embeddings=512, pad_token_id=0,
     )  # fmt: skip
     transformers.AutoModel.from_config(config).save_pretrained(folder)
     backbone = load_backbone(BackboneConfig(model=str(folder)), 2, "fp32")
-    tokens = random_tokens(16, longest=300, first_id=3)
+    tokens = random_tokens(16, longest=160, first_id=3)
     data = FleetData(tokens, np.arange(16) % 2, {"train": np.arange(16)})
     method = get("lora")(target_modules=("all-linear",))
     peaks = {}
