@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from fleetune.cli.output import print_line, print_table
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from fleetune.lab.catalog import MethodEntry
     from fleetune.lab.check import Check
     from fleetune.lab.summary import RunSummary
+
+
+HELP_WIDTH = 100
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -98,8 +102,10 @@ def print_method(method: MethodEntry) -> None:
     print_line(f"    source: {method.source}")
     for option in method.options:
         value = method.settings[option.name]
-        print_line(f"    {option.name} = {'(chosen by the model)' if value is None else value}")
-        print_line(f"        {option.help}")
+        words = f"    ({' | '.join(option.choices)})" if option.choices else ""
+        print_line(f"    {option.name} = {'(not set)' if value is None else value}{words}")
+        for line in textwrap.wrap(option.help, HELP_WIDTH):
+            print_line(f"        {line}")
     if method.parameters is not None:
         counts = method.parameters
         print_line(
