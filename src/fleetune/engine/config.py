@@ -11,6 +11,7 @@ from fleetune.metrics import MetricName
 
 Positive = Annotated[float, Field(gt=0.0)]
 Precision = Literal["auto", "bf16", "fp32", "float64"]
+OptimizerName = Literal["adamw", "paged_adamw_32bit", "adamw_8bit", "adafactor", "sgd"]
 
 
 class BackboneConfig(BaseModel):
@@ -52,10 +53,15 @@ class TrainingConfig(BaseModel):
     """Texts in one forward and backward pass."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Passes whose gradients make one optimizer step."""
+    optimizer: OptimizerName = "adamw"
+    """What makes the steps. `paged_adamw_32bit` keeps AdamW's moments where a GPU can page them out; `adamw_8bit` keeps
+    them in 8 bits, `adafactor` as row and column means; both take less memory."""
     learning_rate: Positive = 5e-4
     """Peak learning rate."""
+    momentum: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Of sgd alone."""
     weight_decay: float = Field(default=0.01, ge=0.0)
-    """Decoupled weight decay; never on biases and norms."""
+    """Decoupled weight decay (for sgd an L2 penalty); never on biases and norms."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the two moments."""
     adam_epsilon: Positive = 1e-8
@@ -85,6 +91,12 @@ class TrainingConfig(BaseModel):
     same numbers."""
     precision: Precision = "auto"
     """Of the frozen weights and their products; adapters, head and optimizer stay in fp32 (or float64)."""
+
+    @model_validator(mode="after")
+    def _momentum_is_of_sgd(self) -> TrainingConfig:
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f'momentum is a setting of optimizer = "sgd"; {self.optimizer} has betas instead')
+        return self
 
     def steps_per_epoch(self, texts: int) -> int:
         """Returns the optimizer steps of one pass over `texts` training texts; the last may hold fewer."""

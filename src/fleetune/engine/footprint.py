@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fleetune.engine.config import BackboneConfig, TrainingConfig
 from fleetune.engine.lanes import lanes
+from fleetune.engine.optimizers import rule_for
 from fleetune.engine.storage import BYTES_OF, frozen_bytes, working_bytes
 from fleetune.methods.base import BackboneShape, Method, Site
 from fleetune.runtime import device, pick_precision
@@ -15,21 +16,23 @@ MOST_TRIALS = {"cpu": 16, "cuda": 64}
 """In a fleet. More would not be faster, and all of a fleet's trials end at its end."""
 ROOM = 0.85
 """Share of the available memory that a fleet is to fill."""
-TRAINED_COPIES = 7
-"""Of each trained value: itself, its gradient, another lane's part of it, two moments, the best so far and the last."""
+TRAINED_COPIES = 5
+"""Of each trained value: itself, its gradient, another lane's part of it, the best so far and the last. The optimizer's
+state comes on top."""
 KEPT_COPIES = 3
 """Of each value that a trial only keeps: itself, the best so far and the last."""
 LAYER_TENSORS = 3.0
 """Tensors as wide as a layer's linear modules together that its backward pass keeps, and those under way."""
 
 
-def trained_bytes(shape: BackboneShape, method: Method, precision: str) -> int:
+def trained_bytes(shape: BackboneShape, method: Method, training: TrainingConfig) -> int:
     """Returns the memory of what one trial trains, with the optimizer's state."""
-    master = BYTES_OF["float64"] if pick_precision(precision) == "float64" else BYTES_OF["fp32"]
+    master = BYTES_OF["float64"] if pick_precision(training.precision) == "float64" else BYTES_OF["fp32"]
     every = [spec for specs in method.specs(shape).values() for spec in specs.values()]
     kept = sum(spec.size for spec in every if not spec.trained)
     trained = sum(spec.size for spec in every if spec.trained) + shape.head_parameters
-    return master * (TRAINED_COPIES * trained + KEPT_COPIES * kept)
+    copies = TRAINED_COPIES + rule_for(training).state_copies
+    return int(master * (copies * trained + KEPT_COPIES * kept))
 
 
 def activation_bytes(shape: BackboneShape, precision: str, checkpointing: bool = False) -> float:
@@ -65,7 +68,7 @@ def fleet_bytes(shape: BackboneShape, fleet: Sequence[Candidate], available: int
     """
     precision, backbone = fleet[0].training.precision, fleet[0].backbone
     frozen = frozen_bytes(shape, backbone, precision, available)
-    own = sum(trained_bytes(shape, one.method, precision) for one in fleet)
+    own = sum(trained_bytes(shape, one.method, one.training) for one in fleet)
     batches = sorted(
         one.training.batch_size
         * one.max_tokens

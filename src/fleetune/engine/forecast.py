@@ -44,7 +44,7 @@ def forecast_by_probe(
     seconds = train_tokens * probe.train_seconds + evaluated_tokens * probe.evaluation_seconds
     each = activation_bytes(shape, training.precision, training.gradient_checkpointing)
     more = probe.trials * probe.missing_tokens * each
-    own = trained_bytes(shape, method, training.precision)
+    own = trained_bytes(shape, method, training)
     peak = GROWTH[device().type] * (probe.peak_bytes - probe.trained_bytes + own + more)
     return Forecast(seconds, int(peak))
 

@@ -11,6 +11,7 @@ from typing import Any
 from fleetune.data.audit import Audit
 from fleetune.data.tokens import Tokens
 from fleetune.engine.forecast import Forecast
+from fleetune.engine.optimizers import optimizer_notes
 from fleetune.lab.forecasts import FleetForecast, Say, forecast_fleets
 from fleetune.lab.inputs import Inputs, gather_inputs, tokens_for
 from fleetune.lab.plan import Trial
@@ -134,6 +135,7 @@ def _warnings(inputs: Inputs, audits: dict[str, Audit], fleets: tuple[FleetForec
     for entry in inputs.recipe.methods:
         if len(entry.seeds) < FEW_SEEDS:
             lines.append(f"{entry.name or entry.kind}: {len(entry.seeds)} seed(s) cannot show a spread; type seeds = 5")
+    lines += optimizer_notes(trial.training for trial in inputs.plan.trials)
     for fleet, known in zip(inputs.plan.fleets, fleets, strict=True):
         name, facts = fleet.backbone.name, known.facts
         if facts.layout == "padded":

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from fleetune.data.prepare import Prepared, prepare
 from fleetune.data.tokens import Tokens, tokenize
+from fleetune.engine import optimizers, storage
 from fleetune.engine.config import BackboneConfig
 from fleetune.engine.footprint import Candidate, fits
 from fleetune.engine.shape import shape_from_config
 from fleetune.engine.source import find_folder
-from fleetune.engine.storage import refuse_quantized_weights, refuse_without_package
 from fleetune.errors import MethodError
 from fleetune.lab.parameters import ParameterCounts, count_parameters
 from fleetune.lab.plan import Plan, Trial, plan
@@ -50,10 +50,13 @@ def gather_inputs(recipe: Recipe) -> Inputs:
         BackboneError: If a backbone cannot be found.
         MethodError: If a method does not fit a backbone.
         RecipeError: If the metric does not fit the labels.
-        MissingExtraError: If a backbone is to be quantised without the package for it.
+        MissingExtraError: If quantising, or an optimizer, needs a package that is not there.
     """
     for backbone in recipe.backbones:
-        refuse_without_package(backbone)
+        storage.refuse_without_package(backbone)
+    for entry in recipe.methods:
+        for configuration in entry.configurations:
+            optimizers.refuse_without_package(configuration.training)
     prepared = {config.name: prepare(config, recipe.base) for config in recipe.data}
     for config in recipe.data:
         dataset = prepared[config.name].dataset
@@ -88,7 +91,7 @@ def _fit_into(available: int, shapes: Mapping[tuple[str, str], BackboneShape], t
 
 def _count(trial: Trial, shape: BackboneShape) -> ParameterCounts:
     try:
-        refuse_quantized_weights(trial.method, shape, trial.backbone)
+        storage.refuse_quantized_weights(trial.method, shape, trial.backbone)
         return count_parameters(trial.method, shape)
     except MethodError as error:
         raise MethodError(f"'{trial.name}' does not fit {trial.backbone.name}: {error}") from None

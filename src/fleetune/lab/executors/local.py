@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from fleetune.lab.executors.base import BackboneFacts, FleetJob, StartedFleet
 
 if TYPE_CHECKING:
     from fleetune.engine.backbone import Backbone
+    from fleetune.engine.trial import TrialSpec
 
 
 class LocalExecutor:
@@ -23,7 +25,7 @@ class LocalExecutor:
 
         backbone = self._load(job)
         fleet = Fleet(backbone, job.specs, job.data, checkpoints=job.checkpoints)
-        return StartedFleet(facts_of(backbone), fleet.train())
+        return StartedFleet(facts_of(backbone, job.specs), fleet.train())
 
     def _load(self, job: FleetJob) -> Backbone:
         from fleetune.engine.backbone import load_backbone
@@ -37,8 +39,9 @@ class LocalExecutor:
         return self._backbone
 
 
-def facts_of(backbone: Backbone) -> BackboneFacts:
-    """Returns what the ledger keeps of a loaded backbone."""
-    return BackboneFacts(
-        backbone.layout, backbone.layout_reason, backbone.precision, backbone.model_hash, tuple(backbone.notes)
-    )
+def facts_of(backbone: Backbone, specs: Iterable[TrialSpec] = ()) -> BackboneFacts:
+    """Returns what the ledger keeps of a loaded backbone, and of how the trials over it are stepped."""
+    from fleetune.engine.optimizers import optimizer_notes
+
+    notes = *backbone.notes, *optimizer_notes(spec.training for spec in specs)
+    return BackboneFacts(backbone.layout, backbone.layout_reason, backbone.precision, backbone.model_hash, notes)
