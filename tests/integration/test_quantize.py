@@ -38,8 +38,11 @@ from fleetune.engine.quantize import QuantizedLinear, round_weights, rounded
 from fleetune.engine.shape import shape_from_config
 from fleetune.engine.trial import TrialSpec
 from fleetune.errors import BackboneError, ExportMismatchError, MethodError, MissingExtraError, RecipeError
+from fleetune.lab.export import export_trial
 from fleetune.lab.inputs import gather_inputs
 from fleetune.lab.recipe import load_recipe
+from fleetune.lab.results import load_results
+from fleetune.lab.runner import run
 from fleetune.methods import get
 from tests.tiny import (
     ARCHITECTURES,
@@ -129,7 +132,8 @@ def test_training_over_it_is_training_over_the_rounded_weights(architecture, qua
         spec("lora", 0, {**LORA, "dropout": 0.2}, gradient_accumulation_steps=2),
         spec("ia3", 1),
         spec("norm", 2),
-        spec("head", 3),
+        spec("lora", 3, {"rank": 2, "dora": True}),
+        spec("lora", 4, {"rank": 2, "start": "pissa"}),
     ]
     plain = load_backbone(BackboneConfig(model=str(rounded_folder(architecture, quantize))), 3, "float64")
     losses, states = final_states(quantised(architecture, quantize, "float64"), specs)
@@ -340,3 +344,28 @@ def test_importing_bitsandbytes_says_and_fetches_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Failed to load" not in done.stderr + done.stdout
     assert not (tmp_path / "fetched").exists()
+
+
+def test_the_whole_way_from_a_recipe_to_predictions(tiny_backbones, write_recipe, tmp_path):
+    table = {"model": str(tiny_backbones("llama")), "name": "tiny", "quantize": "nf4"}
+    training = {
+        "epochs": 12, "precision": "fp32", "learning_rate": 2e-2, "seeds": 1, "metric": "accuracy",
+        "gradient_checkpointing": True, "optimizer": "paged_adamw_32bit", "gradient_accumulation_steps": 2,
+        "batch_size": 4,
+    }  # fmt: skip
+    lora = {"kind": "lora", "rank": 4, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"], "dropout": 0.1}
+    path = write_recipe(backbone=table, training=training, method=[lora])
+    summary = run(load_recipe(path), tmp_path / "run")
+    assert (summary.done, summary.failed) == (1, 0)
+    (trial,) = load_results(tmp_path / "run").trials
+    assert any("NF4" in note for note in trial.notes) and any("unpaged" in note for note in trial.notes)
+    predicted, truth = trial.predictions["test"][1].argmax(axis=1), trial.predictions["test"][0]
+    assert (predicted == truth).mean() > 0.8
+    for merge in (False, True):
+        bundle = tmp_path / f"bundle-{merge}"
+        report = export_trial(tmp_path / "run", "best", bundle, merge=merge)
+        assert report.max_difference < 1e-4 and report.note is not None and "nf4" in report.note
+        classifier = TextClassifier.load(bundle)
+        assert classifier.backbone_.config.quantize == ("none" if merge else "nf4")
+        texts = ["the film was good and superb", "it was a bad and awful day"]
+        assert classifier.predict(texts).tolist() == ["pos", "neg"]

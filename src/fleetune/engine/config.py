@@ -92,12 +92,6 @@ class TrainingConfig(BaseModel):
     precision: Precision = "auto"
     """Of the frozen weights and their products; adapters, head and optimizer stay in fp32 (or float64)."""
 
-    @model_validator(mode="after")
-    def _momentum_is_of_sgd(self) -> TrainingConfig:
-        if self.momentum and self.optimizer != "sgd":
-            raise ValueError(f'momentum is a setting of optimizer = "sgd"; {self.optimizer} has betas instead')
-        return self
-
     def steps_per_epoch(self, texts: int) -> int:
         """Returns the optimizer steps of one pass over `texts` training texts; the last may hold fewer."""
         return math.ceil(texts / (self.batch_size * self.gradient_accumulation_steps))
