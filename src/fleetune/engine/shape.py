@@ -61,7 +61,7 @@ def shape_of(model: nn.Module, architecture: Architecture, new: Iterable[str]) -
 def _sites(model: nn.Module, architecture: Architecture, head: Mapping[str, tuple[int, ...]]) -> Iterable[Site]:
     used = _used_modules(architecture)
     for name, module in model.named_modules():
-        own = {key: tuple(value.shape) for key, value in module.named_parameters(recurse=False)}
+        own = _shapes(module)
         if not own or not used(name) or any(f"{name}.{key}" in head for key in own):
             continue
         yield Site(name, _kind(name, module), _role(name, architecture), _layer(name), own)
@@ -72,6 +72,14 @@ def _numbered(sites: Iterable[Site]) -> tuple[Site, ...]:
     found = tuple(sites)
     layers = len({site.layer for site in found if site.layer is not None})
     return tuple(replace(site, num_layers=layers) for site in found)
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    from fleetune.engine.quantize import QuantizedLinear
+
+    if isinstance(module, QuantizedLinear):
+        return module.shapes
+    return {key: tuple(value.shape) for key, value in module.named_parameters(recurse=False)}
 
 
 def _used_modules(architecture: Architecture) -> Any:
@@ -89,7 +97,9 @@ def _used_modules(architecture: Architecture) -> Any:
 def _kind(name: str, module: nn.Module) -> SiteKind:
     from torch import nn
 
-    if isinstance(module, nn.Linear):
+    from fleetune.engine.quantize import QuantizedLinear
+
+    if isinstance(module, nn.Linear | QuantizedLinear):
         return "linear"
     if isinstance(module, nn.Embedding):
         return "embedding"

@@ -11,6 +11,7 @@ from typing import Any
 from fleetune.data.audit import Audit
 from fleetune.data.config import DataConfig
 from fleetune.engine.forecast import Forecast
+from fleetune.engine.optimizers import optimizer_notes
 from fleetune.lab.baseline_forecasts import FleetForecast, Say
 from fleetune.lab.forecasts import forecast_fleets
 from fleetune.lab.inputs import Inputs, audit_with, gather_inputs, tokens_for
@@ -142,6 +143,7 @@ def _warnings(inputs: Inputs, audits: dict[str, Audit], fleets: tuple[FleetForec
     for entry in inputs.recipe.methods:
         if len(entry.seeds) < FEW_SEEDS and not is_baseline(entry.kind):
             lines.append(f"{entry.name or entry.kind}: {len(entry.seeds)} seed(s) cannot show a spread; type seeds = 5")
+    lines += optimizer_notes(trial.training for trial in inputs.plan.trials)
     for fleet, known in zip(inputs.plan.fleets, fleets, strict=True):
         name, facts = fleet.backbone.name, known.facts
         if facts.layout == "padded":

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fleetune.compare.result import TrialResult
+    from fleetune.engine.config import BackboneConfig
 
 BEST = "best"
 SAVED = "parameters/"
@@ -39,6 +40,7 @@ class ExportReport:
         max_difference: Largest difference of a logit between the reloaded bundle and the trial.
         bytes: Size of the folder.
         remark: What is to be said of the choice, None where there is nothing: a baseline is better.
+        note: What its weights are, where that may surprise.
     """
 
     trial: str
@@ -47,6 +49,7 @@ class ExportReport:
     max_difference: float
     bytes: int
     remark: str | None = None
+    note: str | None = None
 
 
 def choose_trial(results: RunResults, wanted: str) -> TrialResult:
@@ -136,7 +139,15 @@ def export_trial(run: Path, trial_id: str, to: Path, merge: bool = False) -> Exp
     size = sum(file.stat().st_size for file in to.rglob("*") if file.is_file())
     name = f"{trial.method} seed {trial.seed}"
     remark = _better_baseline(results, trial) if trial_id == BEST else None
-    return ExportReport(trial.id, name, to, difference or 0.0, size, remark)
+    return ExportReport(trial.id, name, to, difference or 0.0, size, remark, _note(config, merge))
+
+
+def _note(config: BackboneConfig, merge: bool) -> str | None:
+    if config.quantize == "none":
+        return None
+    if merge:
+        return f"the merged weights are those that {config.quantize} rounded, in full precision"
+    return f"the adapter belongs to weights rounded by {config.quantize}; whoever loads it has to round them so too"
 
 
 def validation_score(trial: TrialResult) -> float:

@@ -85,7 +85,7 @@ class _Group:
         """Returns what the fleet and its trials are expected to take."""
         together, shape = side_by_side(self.backbone, len(fleet.trials)), self.backbone.shape
         trials = {trial.id: self._forecast_trial(trial, together) for trial in fleet.trials}
-        own = {trial.id: trained_bytes(shape, trial.method, fleet.precision) for trial in fleet.trials}
+        own = {trial.id: trained_bytes(shape, trial.method, trial.training) for trial in fleet.trials}
         peak = max(one.peak_bytes - own[name] for name, one in trials.items()) + sum(own.values())
         whole = Forecast(sum(one.seconds for one in trials.values()), peak)
         return FleetForecast(facts_of(self.backbone), trials, whole)
@@ -93,7 +93,7 @@ class _Group:
     def _forecast_trial(self, trial: Trial, together: int) -> Forecast:
         shape, found = self.backbone.shape, self._probe(trial, together)
         if found is None:
-            needed = self.before + fleet_bytes(shape, [candidate_of(trial)])
+            needed = self.before + fleet_bytes(shape, [candidate_of(trial)], self.available)
             return forecast_by_shape(needed, shape, trial.method, trial.training, self.data)
         one = forecast_by_probe(found, shape, trial.method, trial.training, self.data)
         return Forecast(one.seconds, max(one.peak_bytes, self.loading))
@@ -126,4 +126,5 @@ def _kind(trial: Trial, backbone: Backbone, together: int) -> tuple[object, ...]
     training = trial.training
     sites = tuple(site.name for site in trial.method.sites(backbone.shape))
     drops = training.backbone_dropout, bool(trial.method.settings.get("dropout"))
-    return trial.method.kind, sites, training.batch_size, drops, together
+    memory = training.gradient_checkpointing, training.optimizer
+    return trial.method.kind, sites, training.batch_size, memory, drops, together

@@ -11,6 +11,7 @@ from fleetune.data.audit import Audit
 from fleetune.data.config import DataConfig
 from fleetune.data.prepare import Prepared, prepare
 from fleetune.data.tokens import Tokens, tokenize
+from fleetune.engine import optimizers, storage
 from fleetune.engine.config import BackboneConfig
 from fleetune.engine.footprint import Candidate, fits
 from fleetune.engine.shape import shape_from_config
@@ -51,7 +52,13 @@ def gather_inputs(recipe: Recipe) -> Inputs:
         BackboneError: If a backbone cannot be found.
         MethodError: If a method does not fit a backbone.
         RecipeError: If a metric or weights of classes do not fit the labels.
+        MissingExtraError: If quantising, or an optimizer, needs a package that is not there.
     """
+    for backbone in recipe.backbones:
+        storage.refuse_without_package(backbone)
+    for entry in recipe.methods:
+        for configuration in entry.configurations:
+            optimizers.refuse_without_package(configuration.training)
     prepared = {config.name: prepare(config, recipe.base) for config in recipe.data}
     shapes = {
         (data.name, backbone.name): shape_from_config(find_folder(backbone), prepared[data.name].dataset.num_labels)
@@ -100,7 +107,9 @@ def _fit_into(available: int, shapes: Mapping[tuple[str, str], BackboneShape], t
 
 def candidate_of(trial: Trial) -> Candidate:
     """Returns what decides whether the trial fits into a fleet."""
-    return Candidate(trial.method, trial.training, trial.data.cutting.most_tokens(trial.data.max_tokens))
+    return Candidate(
+        trial.method, trial.training, trial.data.cutting.most_tokens(trial.data.max_tokens), trial.backbone
+    )
 
 
 def _check_baseline(trial: Trial, prepared: Prepared) -> None:
@@ -116,6 +125,7 @@ def _check_baseline(trial: Trial, prepared: Prepared) -> None:
 
 def _count(trial: Trial, shape: BackboneShape) -> ParameterCounts:
     try:
+        storage.refuse_quantized_weights(trial.method, shape, trial.backbone)
         return count_parameters(trial.method, shape)
     except MethodError as error:
         raise MethodError(f"'{trial.name}' does not fit {trial.backbone.name}: {error}") from None

@@ -56,7 +56,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class FleetPlan:
-    """Trials that train together: they share data, backbone and precision."""
+    """Trials that train together: they share data, backbone, precision and gradient checkpointing."""
 
     trials: tuple[Trial, ...]
 
@@ -230,10 +230,11 @@ def _refuse_twins(trials: Sequence[Trial]) -> None:
 
 
 def _fleets(trials: Sequence[Trial], fits: Fits) -> tuple[FleetPlan, ...]:
-    groups: dict[tuple[str, str, str, str], list[Trial]] = {}
+    groups: dict[tuple[str, str, str, bool, str], list[Trial]] = {}
     for trial in trials:
         alone = "" if trial.method.shares_backbone else trial.id
-        key = (trial.data.name, trial.backbone.name, trial.training.precision, alone)
+        training = trial.training
+        key = (trial.data.name, trial.backbone.name, training.precision, training.gradient_checkpointing, alone)
         groups.setdefault(key, []).append(trial)
     return tuple(FleetPlan(part) for group in groups.values() for part in even_parts(group, fits))
 

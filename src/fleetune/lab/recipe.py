@@ -336,7 +336,13 @@ def _method(method_class: type[Method], settings: Document, place: str) -> Metho
 def _training(fields: Document, places: Mapping[str, str]) -> TrainingConfig:
     for key, value in fields.items():
         checked(TrainingConfig, {key: value}, places[key])
-    return checked(TrainingConfig, fields, places["epochs"])
+    training = checked(TrainingConfig, fields, places["epochs"])
+    if training.momentum and training.optimizer != "sgd":
+        raise RecipeError(
+            f'{places["momentum"]}.momentum is a setting of optimizer = "sgd", and the optimizer is '
+            f"{training.optimizer}.\nRemove momentum, or give it in the [[method]] that has sgd"
+        )
+    return training
 
 
 def _grid(fields: Document, model: type[BaseModel], places: str | Mapping[str, str]) -> list[Document]:

@@ -13,6 +13,7 @@ from fleetune.data.dataset import Dataset
 from fleetune.data.tokens import Tokens
 from fleetune.engine.events import Evaluated, Event, Failed, Finished, Stepped
 from fleetune.engine.fleet import FleetData, is_out_of_memory
+from fleetune.engine.optimizers import optimizer_notes
 from fleetune.engine.trial import TrialSpec
 from fleetune.errors import UserError
 from fleetune.lab.executors.base import BackboneFacts, Executor, FleetJob
@@ -151,6 +152,8 @@ class _Run:
             self.ledger.start_trial(trial.id)
         ids = tuple(trial.id for trial in todo)
         self.watch(FleetOpened(number, fleets, ids, fleet.backbone.name, started.facts))
+        for note in optimizer_notes(trial.training for trial in todo):
+            self.watch(Said(note))
         shape = self.inputs.shapes[fleet.data.name, fleet.backbone.name]
         method_of = {trial.id: trial.method for trial in todo}
         tokens_of = {split: int(tokens.lengths[rows].sum()) for split, rows in self._dataset(fleet).splits.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from fleetune.methods.baseline import Baseline
 
 if TYPE_CHECKING:
     from fleetune.engine.backbone import Backbone
+    from fleetune.engine.trial import TrialSpec
 
 
 NO_MODEL = BackboneFacts(None, None, None, None)
@@ -30,7 +32,7 @@ class LocalExecutor:
             return self._start_baseline(job, job.specs[0].method)
         backbone = self._load(job)
         fleet = Fleet(backbone, job.specs, job.data, checkpoints=job.checkpoints)
-        return StartedFleet(facts_of(backbone), fleet.train())
+        return StartedFleet(facts_of(backbone, job.specs), fleet.train())
 
     def _start_baseline(self, job: FleetJob, baseline: Baseline) -> StartedFleet:
         from fleetune.engine.backbone import load_tokenizer
@@ -58,8 +60,9 @@ class LocalExecutor:
         return self._backbone
 
 
-def facts_of(backbone: Backbone) -> BackboneFacts:
-    """Returns what the ledger keeps of a loaded backbone."""
-    return BackboneFacts(
-        backbone.layout, backbone.layout_reason, backbone.precision, backbone.model_hash, tuple(backbone.notes)
-    )
+def facts_of(backbone: Backbone, specs: Iterable[TrialSpec] = ()) -> BackboneFacts:
+    """Returns what the ledger keeps of a loaded backbone, and of how the trials over it are stepped."""
+    from fleetune.engine.optimizers import optimizer_notes
+
+    notes = *backbone.notes, *optimizer_notes(spec.training for spec in specs)
+    return BackboneFacts(backbone.layout, backbone.layout_reason, backbone.precision, backbone.model_hash, notes)
