@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fleetune.cli.output import print_note, safe
 from fleetune.cli.words import counted, duration, number
 from fleetune.engine.events import Evaluated, Failed, Finished, Stepped
-from fleetune.lab.notices import FleetOpened, Notice, RunOpened, Said, Watch
+from fleetune.lab.notices import FleetOpened, Noted, Notice, RunOpened, Said, Watch
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -145,7 +145,7 @@ class PlainLines:
         """Prints what is worth a line."""
         self.view.take(notice)
         match notice:
-            case Said():
+            case Said() | Noted():
                 self._print(notice.text)
             case RunOpened():
                 done = sum(status == "done" for status in notice.statuses.values())
@@ -190,8 +190,14 @@ def _live() -> Iterator[Watch]:
     def drawn() -> Any:
         return Group(_table(view), Text(view.summary(), style="dim"))
 
-    with Live(get_renderable=drawn, console=Console(stderr=True), refresh_per_second=4):
-        yield view.take
+    with Live(get_renderable=drawn, console=Console(stderr=True), refresh_per_second=4) as live:
+
+        def take(notice: Notice) -> None:
+            if isinstance(notice, Noted):
+                live.console.print(Text(safe(notice.text)))
+            view.take(notice)
+
+        yield take
 
 
 def _table(view: RunView) -> Table:
