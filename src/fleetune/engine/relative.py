@@ -59,7 +59,7 @@ def _biased(attention: Any, _: ForwardState) -> Forward:
         width = attention.attention_head_size
         query, key, value = (_by_head(attention.get_submodule(name)(hidden_states), width) for name in "qkv")
         bias = in_full(position_bias) if attention_mask is None else in_full(position_bias) + in_full(attention_mask)
-        output, _ = padded_attention(attention, query, key, value, bias, dropout=attention.dropout.p)
+        output = padded_attention(attention, query, key, value, bias, dropout=attention.dropout.p)[0]
         return (attention.o(output.flatten(2)),)
 
     return forward
@@ -91,7 +91,7 @@ def _disentangled(attention: Any, state: ForwardState) -> Forward:
                 by_place = _project_positions(attention, rel_embeddings, kinds)
             relative = _relative_scores(full, in_full(key), relative_pos, by_place)
             bias = bias + relative * scale
-        output, _ = padded_attention(attention, query, key, value, bias, scaling=scale, dropout=attention.dropout.p)
+        output = padded_attention(attention, query, key, value, bias, scaling=scale, dropout=attention.dropout.p)[0]
         return output.flatten(2), None
 
     return forward
