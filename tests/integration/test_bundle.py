@@ -37,6 +37,7 @@ CASES = [
     for kind in sorted(all_methods())
     if not (kind == "bitfit" and architecture in WITHOUT_BIASES)
 ]
+NOT_MERGEABLE = {"houlsby", "pfeiffer"}
 TOKENS = random_tokens(10, first_id=3)
 
 
@@ -81,12 +82,17 @@ def loaded_by_others(folder: Path, backbone_folder: Path) -> Any:
     return model
 
 
-@pytest.mark.parametrize("merge", [False, True], ids=["delta", "merged"])
+@pytest.mark.parametrize("merge", [False, True], ids=["apart", "merged"])
 @pytest.mark.parametrize(("architecture", "kind"), CASES)
 def test_reloaded_logits_are_the_trials(tmp_path: Path, architecture: str, kind: str, merge: bool) -> None:
     backbone, method = backbone_of(architecture), get(kind)()
     tensors = trained(backbone, method)
     expected = trial_logits(backbone, method, tensors, TOKENS)
+    if merge and kind in NOT_MERGEABLE:
+        with pytest.raises(MethodError, match="cannot be merged"):
+            save_bundle(tmp_path / "b", backbone, method, tensors, LABELS, probe=TOKENS, merge=True)
+        assert list(tmp_path.iterdir()) == []
+        return
     difference = save_bundle(tmp_path / "b", backbone, method, tensors, LABELS, probe=TOKENS, merge=merge)
     assert difference is not None
     assert difference < 2e-5
@@ -95,6 +101,9 @@ def test_reloaded_logits_are_the_trials(tmp_path: Path, architecture: str, kind:
     own = trial_logits(bundle.open_backbone("fp32"), bundle.method, bundle.tensors, TOKENS)
     np.testing.assert_allclose(own, expected, atol=1e-5 if not merge else 2e-5)
 
+    if bundle.manifest.form == "delta":
+        assert kind in NOT_MERGEABLE, "nobody else could load what others know"
+        return
     model = loaded_by_others(tmp_path / "b", backbone.folder)
     padding = json.loads((backbone.folder / "config.json").read_text())["pad_token_id"]
     np.testing.assert_allclose(plain_logits(model, padding), expected, atol=2e-5)

@@ -15,6 +15,7 @@ from fleetune.engine.fleet import Fleet, FleetData
 from fleetune.engine.trial import TrialSpec
 from fleetune.methods import all_methods, get
 from fleetune.runtime import random_stream
+from tests.references import Reference
 from tests.tiny import padded_inputs, plain_model, random_data, tiny_backbone
 
 STEPS = 50
@@ -60,12 +61,29 @@ def _plain(kind: str, dtype: torch.dtype, fleet: Fleet) -> Any:
     start = fleet.trials[0].parameters.state()
     if kind in ("lora", "ia3"):
         return _peft_model(kind, model, start)
+    if kind in ("houlsby", "pfeiffer"):
+        return Trainable(Reference(model, get(kind)(), fleet.backbone.shape, start))
     model.requires_grad_(False)
     for name, parameter in model.named_parameters():
         if name.startswith("classifier"):
             parameter.data.copy_(start[name])
         parameter.requires_grad_(name.startswith("classifier") or _is_trained(kind, name))
     return model
+
+
+class Trainable(torch.nn.Module):
+    """A reference whose tensors are parameters, as an optimizer wants them."""
+
+    def __init__(self, reference: Reference) -> None:
+        super().__init__()
+        for name, tensor in reference.tensors.items():
+            parameter = torch.nn.Parameter(tensor.detach().clone())
+            self.register_parameter(name.replace(".", "/"), parameter)
+            reference.tensors[name] = parameter
+        self.reference = reference
+
+    def forward(self, **inputs: torch.Tensor) -> Any:
+        return self.reference(**inputs)
 
 
 def _is_trained(kind: str, name: str) -> bool:
