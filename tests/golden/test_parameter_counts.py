@@ -51,6 +51,9 @@ PUBLISHED: list[tuple[str, dict[str, Any], int]] = [
     ("norm", {}, 25 * 2 * 768 + 1_538),
     ("full", {}, 109_483_778),
     ("houlsby", {}, 12 * 2 * (2 * 64 * 768 + 768 + 64) + 1_538),
+    ("prompt", {}, 20 * 768 + 1_538),
+    ("prompt", {"num_virtual_tokens": 100, "initial": "normal"}, 100 * 768 + 1_538),
+    ("prefix", {}, 12 * 20 * 2 * 768 + 1_538),
     ("pfeiffer", {}, 12 * (2 * 48 * 768 + 768 + 48) + 1_538),
     ("pfeiffer", {"bottleneck_size": 256}, 12 * (2 * 256 * 768 + 768 + 256) + 1_538),
 ]

@@ -37,7 +37,7 @@ CASES = [
     for kind in sorted(all_methods())
     if not (kind == "bitfit" and architecture in WITHOUT_BIASES)
 ]
-NOT_MERGEABLE = {"houlsby", "pfeiffer"}
+NOT_MERGEABLE = {"houlsby", "pfeiffer", "prefix", "prompt"}
 TOKENS = random_tokens(10, first_id=3)
 
 

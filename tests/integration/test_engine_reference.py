@@ -61,7 +61,7 @@ def _plain(kind: str, dtype: torch.dtype, fleet: Fleet) -> Any:
     start = fleet.trials[0].parameters.state()
     if kind in ("lora", "ia3"):
         return _peft_model(kind, model, start)
-    if kind in ("houlsby", "pfeiffer"):
+    if kind in ("houlsby", "pfeiffer", "prompt", "prefix"):
         return Trainable(Reference(model, get(kind)(), fleet.backbone.shape, start))
     model.requires_grad_(False)
     for name, parameter in model.named_parameters():

@@ -55,7 +55,7 @@ class Bottleneck(Method):
         return sites
 
     def parameters(self, site: Site) -> dict[str, ParameterSpec]:
-        """Returns both layers: 2·m·d + d + m values for width d and bottleneck m (Houlsby et al., 2019, section 2.1)."""
+        """Returns both layers: 2md + d + m values for width d and bottleneck m (Houlsby et al., 2019, section 2.1)."""
         width, size = site.out_features, self.config.bottleneck_size
         return {
             "down_weight": ParameterSpec((size, width), initial="kaiming_uniform"),
