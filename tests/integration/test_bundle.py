@@ -62,8 +62,12 @@ def saved(folder: Path, kind: str = "lora", architecture: str = "bert", **option
 
 def plain_logits(model: Any, padding: int) -> np.ndarray:
     """Returns the logits of a Hugging Face model for padded batches, as a user would compute them."""
+    texts = np.arange(len(TOKENS))
+    # Among virtual tokens PEFT leads transformers to take padding for a decoder's last token.
+    alone = isinstance(model, peft.PeftModel) and model.peft_config["default"].peft_type == "PROMPT_TUNING"
     with torch.no_grad():
-        return model.eval()(**padded_inputs(TOKENS, np.arange(len(TOKENS)), padding)).logits.numpy()
+        batches = [padded_inputs(TOKENS, batch, padding) for batch in (texts[:, None] if alone else texts[None])]
+        return torch.cat([model.eval()(**batch).logits for batch in batches]).numpy()
 
 
 def loaded_by_others(folder: Path, backbone_folder: Path) -> Any:
