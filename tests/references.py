@@ -16,6 +16,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from fleetune.methods.base import BackboneShape, Method
 
 Tensors = dict[str, torch.Tensor]
+NOT_MERGEABLE = {"houlsby", "pfeiffer", "prefix", "prompt"}
+"""Methods whose deltas are no change of weights."""
 
 
 class Reference(torch.nn.Module):
@@ -63,7 +65,7 @@ class Reference(torch.nn.Module):
         merged = {}
         for site in self.method.sites(self.shape):
             frozen = {name: self.model.get_parameter(f"{site.name}.{name}").detach() for name in site.shapes}
-            changed = self.method.merged(self.at(site.name), site, frozen)
+            changed = self.method.merged(self.at("") | self.at(site.name), site, frozen)
             assert changed is not None
             merged |= {f"{site.name}.{name}": tensor for name, tensor in changed.items()}
         return merged

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from fleetune.bundle import Bundle, load_bundle, save_bundle
 from fleetune.data.arrays import GivenLabels, GivenTexts, as_items, classes_from, plain, read_labels, read_texts
 from fleetune.data.config import SplitConfig
+from fleetune.data.cutting import Cutting
 from fleetune.data.dataset import Dataset
 from fleetune.data.duplicates import group_duplicates, normalised_texts
 from fleetune.data.split import split_texts
@@ -23,13 +24,14 @@ from fleetune.data.tokens import Tokens, tokenize_in_memory
 from fleetune.engine.backbone import Backbone, load_backbone, load_tokenizer
 from fleetune.engine.config import BackboneConfig, TrainingConfig
 from fleetune.engine.evaluation import trial_logits
-from fleetune.engine.events import Evaluated, Failed
+from fleetune.engine.events import Evaluated, Failed, Finished
 from fleetune.engine.fleet import Fleet, FleetData
 from fleetune.engine.trial import TrialSpec
 from fleetune.errors import DataError, RecipeError, TrialFailedError
 from fleetune.methods import get
 from fleetune.methods.base import Method, describe_validation
-from fleetune.metrics import check_metric, probabilities_of
+from fleetune.metrics import probabilities_of
+from fleetune.thresholds import final_thresholds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +42,16 @@ Labels = Iterable[Any]
 """A label a text, or several: see `TextClassifier.fit`."""
 PROBE_TEXTS = 32
 """Training texts that are kept, to compare logits with when the classifier is saved."""
-TRAINING_FIELDS = ("epochs", "learning_rate", "batch_size", "metric", "class_weights", "precision")
+TRAINING_FIELDS = (
+    "epochs",
+    "learning_rate",
+    "batch_size",
+    "metric",
+    "loss",
+    "class_weights",
+    "thresholds",
+    "precision",
+)
 
 
 class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -52,12 +63,22 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         epochs: Passes over the training texts.
         learning_rate: Peak learning rate; for `full`, 2e-5 to 1e-4 are usual.
         batch_size: Texts in one step.
-        max_tokens: Length at which texts are cut.
+        max_tokens: Longest sequence of tokens, special tokens included.
+        long_texts: What becomes of longer texts: `head` cuts them, `head_tail` keeps their beginning and end, `windows`
+            reads them in overlapping windows and pools the logits.
+        head_share: With `head_tail`, the beginning's share of the room.
+        window_stride: With `windows`, tokens by which each starts later; half of `max_tokens` if None.
+        max_windows: With `windows`, the most that a text has; it is cut after them.
+        window_pool: With `windows`, `mean` or `max`.
         validation: Share of the texts kept aside to choose the best epoch by `metric`; 0 keeps the last.
         seed: Seed of the start, the order, the dropout and the split.
         precision: `auto`, `bf16` or `fp32`.
         metric: What chooses the best epoch.
-        class_weights: `none`, or `balanced`.
+        loss: `cross_entropy`, or `focal`.
+        class_weights: `none`, `balanced`, or a number for each of `classes_`; multi-label, a label's positives are
+            weighed.
+        thresholds: Multi-label: `tuned` for each label's F1 on the texts kept aside (0.5 where there are none), or a
+            number.
 
     Attributes:
         classes_: The labels in the order of the columns of `predict_proba`: strings sorted, numbers by value.
@@ -78,11 +99,18 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         learning_rate: float = 5e-4,
         batch_size: int = 16,
         max_tokens: int = 128,
+        long_texts: str = "head",
+        head_share: float = 0.25,
+        window_stride: int | None = None,
+        max_windows: int = 8,
+        window_pool: str = "mean",
         validation: float = 0.1,
         seed: int = 0,
         precision: str = "auto",
         metric: str = "f1_macro",
-        class_weights: str = "none",
+        loss: str = "cross_entropy",
+        class_weights: str | Sequence[float] = "none",
+        thresholds: str | float = "tuned",
     ) -> None:
         self.backbone = backbone
         self.method = method
@@ -90,11 +118,18 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.learning_rate = learning_rate
         self.batch_size = batch_size
         self.max_tokens = max_tokens
+        self.long_texts = long_texts
+        self.head_share = head_share
+        self.window_stride = window_stride
+        self.max_windows = max_windows
+        self.window_pool = window_pool
         self.validation = validation
         self.seed = seed
         self.precision = precision
         self.metric = metric
+        self.loss = loss
         self.class_weights = class_weights
+        self.thresholds = thresholds
 
     def fit(self, X: Texts, y: Labels) -> Self:
         """Trains on texts and their labels.
@@ -110,25 +145,25 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             BackboneError, MethodError: If the backbone cannot be used, or not with this method.
             TrialFailedError: If the training diverged.
         """
-        training = self._training()
+        training, cutting = self._training(), self._cutting()
         texts = read_texts(X)
         labels = read_labels(y)
         dataset = _dataset(texts, labels)
-        check_metric(self.metric, dataset.num_labels, dataset.multi_label)
+        training.check_labels(dataset.num_labels, dataset.multi_label)
         dataset = replace(dataset, splits=self._split(dataset))
         config = BackboneConfig(model=str(self.backbone))
         method = get(self.method)() if isinstance(self.method, str) else self.method
         tokenizer = load_tokenizer(config)
-        tokens = tokenize_in_memory(dataset, tokenizer, self.max_tokens)
+        tokens = tokenize_in_memory(dataset, tokenizer, self.max_tokens, cutting)
         backbone = load_backbone(config, dataset.num_labels, self.precision)
         _check_lengths(tokens, backbone)
-        self.tensors_, self.history_ = _train(
+        self.tensors_, self.history_, logits = _train(
             backbone, TrialSpec("classifier", method, training, self.seed), dataset, tokens
         )
         self.backbone_, self.method_, self.tokenizer_ = backbone, method, tokenizer
         self.classes_, self.label_names_, self.label_type_ = labels.classes, labels.names, labels.label_type
-        self.thresholds_: NDArray[np.float64] | None = np.full(len(labels.names), 0.5) if dataset.multi_label else None
-        self.pairs_, self.max_tokens_ = dataset.pairs is not None, self.max_tokens
+        self.thresholds_ = _thresholds(training, dataset, logits)
+        self.pairs_, self.max_tokens_, self.cutting_ = dataset.pairs is not None, self.max_tokens, cutting
         self._probe = _rows(texts, np.linspace(0, len(dataset) - 1, min(PROBE_TEXTS, len(dataset))).astype(np.int64))
         return self
 
@@ -137,6 +172,12 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return TrainingConfig.model_validate({name: getattr(self, name) for name in TRAINING_FIELDS})
         except ValidationError as error:
             raise RecipeError(describe_validation(error, TrainingConfig, "TextClassifier")) from None
+
+    def _cutting(self) -> Cutting:
+        try:
+            return Cutting.model_validate({name: getattr(self, name) for name in Cutting.model_fields})
+        except ValidationError as error:
+            raise RecipeError(describe_validation(error, Cutting, "TextClassifier")) from None
 
     def _split(self, dataset: Dataset) -> dict[Any, NDArray[np.int64]]:
         try:
@@ -176,7 +217,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _tokens(self, texts: GivenTexts) -> Tokens:
         labels = np.zeros(len(texts.first), dtype=np.int64)
         dataset = _bare_dataset(texts, labels, self.label_names_)
-        return tokenize_in_memory(dataset, self.tokenizer_, self.max_tokens_)
+        return tokenize_in_memory(dataset, self.tokenizer_, self.max_tokens_, self.cutting_)
 
     def predict(self, X: Texts) -> Any:
         """Returns one label a text; if multi-label, a tuple of labels a text, or a 0/1 array where `fit` had one."""
@@ -223,6 +264,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             multi_label=self.multi_label,
             pairs=self.pairs_,
             max_tokens=self.max_tokens_,
+            long_texts=self.cutting_,
             training={**training, "evaluations": self.history_},
             thresholds=None if self.thresholds_ is None else [float(value) for value in self.thresholds_],
             tokenizer=self.tokenizer_,
@@ -258,6 +300,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         known = {name: manifest.training[name] for name in names if name in manifest.training}
         method = get(manifest.method.kind)(**manifest.method.settings)
         made = {**known, "precision": precision, "max_tokens": manifest.max_tokens, "method": method}
+        made |= manifest.long_texts.model_dump()
         classifier = cls(backbone=backbone or manifest.backbone.model, **made)
         classifier.backbone_ = bundle.open_backbone(precision, backbone)
         classifier.tokenizer_ = bundle.open_tokenizer(backbone)
@@ -266,6 +309,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         classifier.classes_ = classes_from(classifier.label_names_, manifest.label_type)
         classifier.thresholds_ = None if manifest.thresholds is None else np.array(manifest.thresholds)
         classifier.pairs_, classifier.max_tokens_ = manifest.pairs, manifest.max_tokens
+        classifier.cutting_ = manifest.long_texts
         classifier.history_ = list(manifest.training.get("evaluations", []))
         # No training text is known any more; the labels' names are texts too.
         classifier._probe = GivenTexts(classifier.label_names_, classifier.label_names_ if manifest.pairs else None)
@@ -299,7 +343,7 @@ def _rows(texts: GivenTexts, chosen: NDArray[np.int64]) -> GivenTexts:
 
 
 def _check_lengths(tokens: Tokens, backbone: Backbone) -> None:
-    longest = int(tokens.lengths.max())
+    longest = int(tokens.longest_sequences.max())
     if backbone.max_positions is not None and longest > backbone.max_positions:
         raise RecipeError(
             f"a text has {longest} tokens and this backbone takes {backbone.max_positions}.\n"
@@ -309,15 +353,28 @@ def _check_lengths(tokens: Tokens, backbone: Backbone) -> None:
 
 def _train(
     backbone: Backbone, spec: TrialSpec, dataset: Dataset, tokens: Tokens
-) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Returns the best tensors of one trial, and its evaluations."""
+) -> tuple[dict[str, Tensor], list[dict[str, Any]], NDArray[np.float32] | None]:
+    """Returns the best tensors of one trial, its evaluations, and the best tensors' logits on validation if any."""
     fleet = Fleet(backbone, [spec], FleetData(tokens, dataset.labels, dataset.splits))
     history: list[dict[str, Any]] = []
+    logits: NDArray[np.float32] | None = None
     for event in fleet.train():
         if isinstance(event, Failed):
             raise TrialFailedError(f"the training failed: {event.reason}.\nTry a lower learning_rate")
         if isinstance(event, Evaluated):
             metrics = {name: float(value) for name, value in event.metrics.items()}
             history.append({"step": event.step, "epoch": event.epoch, **metrics})
+        if isinstance(event, Finished):
+            logits = event.predictions.get("validation")
     trial = fleet.trials[0]
-    return trial.best or trial.parameters.state(), history
+    return trial.best or trial.parameters.state(), history, logits
+
+
+def _thresholds(
+    training: TrainingConfig, dataset: Dataset, logits: NDArray[np.float32] | None
+) -> NDArray[np.float64] | None:
+    """Returns from which probability each label is given, None where texts have one label each."""
+    if not dataset.multi_label:
+        return None
+    labels = dataset.labels[dataset.splits["validation"]]
+    return final_thresholds(training.thresholds, dataset.num_labels, None if logits is None else (labels, logits))

@@ -65,6 +65,7 @@ class Experiment:
         methods: Methods such as `LoRA(rank=8)`, or the keys of a `[[method]]` each.
         training: The keys of `[training]`.
         seeds: Number of seeds, or the seeds.
+        track: Trackers that show the trials while they train: `wandb`, `mlflow`, `tensorboard`.
         out: The run's folder; `runs/NAME` if absent.
 
     Raises:
@@ -87,6 +88,7 @@ class Experiment:
         methods: Sequence[Method | Mapping[str, Any]] = (),
         training: Mapping[str, Any] | None = None,
         seeds: int | Sequence[int] | None = None,
+        track: str | Sequence[str] = (),
         out: str | Path | None = None,
     ) -> None:
         if (recipe is None) == (data is None):
@@ -104,6 +106,7 @@ class Experiment:
                 "backbone": dict(backbone) if isinstance(backbone, Mapping) else {"model": str(backbone)},
                 "training": _training_table(training, seeds),
                 "method": [_method_table(method) for method in methods],
+                "track": track if isinstance(track, str) else list(track),
             }
             self.recipe = recipe_from(document, Path.cwd(), SOURCE)
 
@@ -134,9 +137,10 @@ def run_recipe(
     from fleetune.compare.summary import compare
     from fleetune.lab.results import load_results
     from fleetune.lab.runner import run
+    from fleetune.report.figures.trial import trial_pictures
     from fleetune.report.html import write_report
 
-    summary = run(recipe, folder, watch, executor, command)
+    summary = run(recipe, folder, watch, executor, command, trial_pictures)
     results = load_results(folder)
     page = None
     if any(trial.status == "done" for trial in results.trials):

@@ -101,7 +101,7 @@ def evaluate(
         labels: Class indices `(texts,)`, or 0/1 `(texts, num_labels)` where multi-label.
         logits: The classifier's outputs; softmax (two classes included) or, where multi-label, sigmoid is
             applied in float64.
-        thresholds: Multi-label decision thresholds `(num_labels,)`; 0.5 where absent.
+        thresholds: Multi-label decision thresholds `(num_labels,)`, or `(texts, num_labels)`; 0.5 where absent.
 
     Raises:
         ValueError: If there are no texts, or the shapes or label values do not fit each other.

@@ -26,6 +26,7 @@ from fleetune.engine.starts import plan_parameters
 from fleetune.errors import BackboneError, BundleError, ExportMismatchError, MethodError
 from fleetune.methods import all_methods, get
 from fleetune.methods.base import Method
+from tests.references import NOT_MERGEABLE
 from tests.tiny import padded_inputs, random_tokens, tiny_backbone, tiny_folder
 
 LABELS = ["no", "maybe", "yes"]
@@ -37,7 +38,6 @@ CASES = [
     for kind in sorted(all_methods())
     if not (kind == "bitfit" and architecture in WITHOUT_BIASES)
 ]
-NOT_MERGEABLE = {"houlsby", "pfeiffer", "prefix", "prompt"}
 TOKENS = random_tokens(10, first_id=3)
 
 

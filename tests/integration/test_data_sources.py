@@ -37,7 +37,7 @@ def read(path, **settings):
     return prepare(DataConfig(**{"path": path, "text": "sentence", **settings}))
 
 
-def test_published_splits_are_used_and_a_test_without_labels_is_left_out(tmp_path):
+def test_published_splits_are_used_and_a_test_without_labels_is_not_scored(tmp_path):
     folder = saved(
         tmp_path / "glue",
         train=rows(20),
@@ -45,11 +45,30 @@ def test_published_splits_are_used_and_a_test_without_labels_is_left_out(tmp_pat
         test=rows(8, "third", labels=(-1,)),
     )
     result = read(folder)
-    assert [result.audit.train, result.audit.validation, result.audit.test] == [20, 6, 0]
+    assert [result.audit.train, result.audit.validation, result.audit.test] == [20, 6, 8]
     assert result.dataset.label_names == ["bad", "good"]
-    assert result.audit.records == 26
-    assert "labels of its 8 texts are not published" in result.audit.notes[0]
+    assert (result.audit.records, result.audit.accepted, result.audit.unscored) == (34, 34, 8)
+    assert "the 8 texts of test have no labels" in result.audit.warnings[-1]
+    assert not result.dataset.has_labels("test") and result.dataset.has_labels("validation")
+    assert set(result.dataset.labels[result.dataset.splits["test"]].tolist()) == {-1}
     assert result.dataset.sources[0] == "glue[train]"
+
+
+def test_a_validation_without_labels_is_left_out(tmp_path):
+    folder = saved(tmp_path / "set", train=rows(40), validation=rows(6, "other", labels=(-1,)))
+    result = read(folder)
+    assert "labels of its 6 texts are not published" in result.audit.notes[0]
+    assert [result.audit.train, result.audit.validation, result.audit.test] == [32, 4, 4]
+
+
+def test_no_test_is_taken_from_training_where_one_without_labels_is_published(tmp_path):
+    result = read(saved(tmp_path / "set", train=rows(40), test=rows(6, "third", labels=(-1,))))
+    assert [result.audit.train, result.audit.validation, result.audit.test] == [36, 4, 6]
+    features = datasets.Features({"sentence": datasets.Value("string"), "label": LABEL})
+    bare = datasets.Dataset.from_dict({"sentence": ["no column", "of labels"]})
+    train = datasets.Dataset.from_dict(rows(40), features=features)
+    datasets.DatasetDict({"train": train, "test": bare}).save_to_disk(str(tmp_path / "bare"))
+    assert read(tmp_path / "bare").audit.unscored == 2
 
 
 def test_a_missing_label_among_others_is_quarantined(tmp_path):

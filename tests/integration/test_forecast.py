@@ -52,7 +52,7 @@ def test_a_probe_tries_the_largest_batch_once_all_that_is_kept_exists(monkeypatc
     real = Fleet._parts
 
     def watched(fleet: Fleet, running: list[Trial]) -> list[Part]:
-        lengths = data.tokens.lengths[running[0].next_batch()[0]]
+        lengths = data.tokens.lengths[running[0].next_batch()]
         seen.append(int(lengths.sum() if layout == "packed" else lengths.max() * len(lengths)))
         assert len(seen) != WARM_STEPS + 1 or running[0].best is not None
         return real(fleet, running)

@@ -139,6 +139,17 @@ def test_long_texts_ask_for_more_tokens_and_many_for_a_sample(tmp_path):
     assert "5,200" in found.reasons["sample"]
 
 
+@pytest.mark.parametrize("words", [300, 450])
+def test_texts_too_long_for_any_limit_are_offered_windows(tmp_path, words):
+    path = tmp_path / "file.csv"
+    rows = (f"{'word ' * words}{n},{'ab'[n % 2]}" for n in range(40))
+    path.write_text("\n".join(["text,label", *rows]), encoding="utf-8")
+    found = look(path)
+    assert found.settings["max_tokens"] == 512 and "long_texts" not in found.settings
+    assert ('long_texts = "head_tail"' in found.reasons["max_tokens"]) == (words == 450)
+    assert ('"windows"' in found.reasons["max_tokens"]) == (words == 450)
+
+
 def test_what_the_user_says_is_not_guessed(tmp_path):
     path = tmp_path / "file.csv"
     path.write_text(

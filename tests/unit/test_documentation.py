@@ -12,6 +12,7 @@ import fleetune
 from fleetune.cli.app import app
 from fleetune.lab.recipe import load_recipe
 from fleetune.methods import all_methods
+from tools.document_methods import PAGE, page
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,6 +35,10 @@ def test_the_readme_lists_the_commands_that_there_are():
 
 def test_the_readme_lists_the_methods_that_there_are():
     assert set(re.findall(r"^\| `(\w+)` \|", section("Methods"), flags=re.MULTILINE)) == set(all_methods())
+
+
+def test_the_page_of_methods_is_what_the_methods_say():
+    assert PAGE.read_text("utf-8") == page(), "type: python -m tools.document_methods"
 
 
 @pytest.mark.parametrize("recipe", blocks("toml"))

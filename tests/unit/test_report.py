@@ -216,7 +216,7 @@ def test_the_majority_baseline_is_left_out_where_it_says_little() -> None:
 def test_parameters_and_seconds_are_those_of_the_trials() -> None:
     trials = multi_class_run().trials
     comparison = compare(trials)
-    table = quality_against_parameters(comparison, comparison.ranked, "parameters").frame().set_index("configuration")
+    table = quality_against_parameters(comparison.ranked, "parameters").frame().set_index("configuration")
     assert table["trainable"].to_dict() == {one.method: one.parameters["trainable"] for one in trials}
     seconds = seconds_bars(comparison.ranked, "time").frame()
     assert sorted(seconds["seconds"]) == pytest.approx(sorted(one.seconds or 0.0 for one in trials))

@@ -43,12 +43,12 @@ def _specs(method: Method, shape: BackboneShape) -> list[tuple[str, str, Paramet
 
 def stored_names(method: Method, shape: BackboneShape, form: Form) -> dict[str, str]:
     """Returns each tensor's name in the file, by its name in a trial's state."""
-    names = {}
+    names, sites = {}, {site.name: site for site in method.sites(shape)}
     for place, name, _ in _specs(method, shape):
         own = f"{place}{SEPARATOR}{name}"
         match form:
             case "adapter":
-                names[own] = method.peft_name(place, name)
+                names[own] = method.peft_name(sites.get(place), name)
             case "delta":
                 names[own] = own
             case _:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fleetune.data.arrays import LabelType
+from fleetune.data.cutting import Cutting
 from fleetune.errors import BundleError
 
 MANIFEST = "fleetune.json"
@@ -87,7 +88,9 @@ class Manifest(_Part):
     pairs: bool
     """Whether a text is a pair of texts."""
     max_tokens: int = Field(ge=1)
-    """Length at which texts are cut, special tokens included."""
+    """Longest sequence, special tokens included."""
+    long_texts: Cutting = Cutting()
+    """What becomes of longer texts; where absent they are cut."""
     backbone: BackboneFacts
     tokenizer: TokenizerFacts | None
     """None where the backbone's own tokenizer is to be used."""

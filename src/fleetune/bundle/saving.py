@@ -42,6 +42,7 @@ from fleetune.bundle.merging import merge_into
 from fleetune.bundle.plain import labelled_config, plain_model, quiet
 from fleetune.bundle.verification import full_precision_logits, probe_texts, verify_bundle
 from fleetune.data.arrays import LabelType
+from fleetune.data.cutting import Cutting
 from fleetune.engine.backbone import Backbone
 from fleetune.engine.checkpoint import write_whole
 from fleetune.engine.embedded import PREFIX
@@ -94,6 +95,7 @@ def save_bundle(
     multi_label: bool = False,
     pairs: bool = False,
     max_tokens: int = 128,
+    long_texts: Cutting | None = None,
     training: Mapping[str, Any] | None = None,
     thresholds: Sequence[float] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -115,7 +117,8 @@ def save_bundle(
         labels: Names in the order of the outputs.
         multi_label: Whether a text may have several labels.
         pairs: Whether a text is a pair.
-        max_tokens: Length at which texts were cut.
+        max_tokens: Longest sequence, special tokens included.
+        long_texts: What became of longer texts; if absent they were cut.
         training: Summary of the training, for `fleetune.json`.
         thresholds: One a label if `multi_label`; 0.5 each if absent.
         tokenizer: Saved along; where absent, the backbone's own is to be used.
@@ -154,6 +157,7 @@ def save_bundle(
             thresholds=None if thresholds is None else [float(value) for value in thresholds],
             pairs=pairs,
             max_tokens=max_tokens,
+            long_texts=long_texts or Cutting(),
             backbone=_backbone_facts(contents, precision),
             tokenizer=tokenizer_facts,
             head=_saved_head(contents),

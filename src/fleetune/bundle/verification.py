@@ -121,18 +121,25 @@ def _reload(bundle: Bundle, backbone_folder: Path) -> Any:
 
 
 def _plain_logits(model: Any, probe: Tokens, texts: NDArray[np.int64]) -> NDArray[np.float32]:
-    # One text at a time needs no padding, and so no opinion on what a padding token is.
+    # One sequence at a time needs no padding, and so no opinion on what a padding token is.
     model.config.pad_token_id = None
+    pool = np.mean if probe.pool == "mean" else np.max
     rows = []
     with torch.inference_mode():
         for text in texts:
-            place = slice(int(probe.offsets[text]), int(probe.offsets[text + 1]))
-            inputs = {"input_ids": _row(probe.input_ids[place])}
-            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-            if probe.type_ids is not None:
-                inputs["token_type_ids"] = _row(probe.type_ids[place])
-            rows.append(model(**inputs).logits[0].float().numpy())
+            sequences = probe.sequences_of(np.array([text]))
+            rows.append(pool([_sequence_logits(model, probe, int(one)) for one in sequences], axis=0))
     return np.stack(rows) if rows else np.empty((0, model.config.num_labels), dtype=np.float32)
+
+
+def _sequence_logits(model: Any, probe: Tokens, sequence: int) -> NDArray[np.float32]:
+    place = slice(int(probe.offsets[sequence]), int(probe.offsets[sequence + 1]))
+    inputs = {"input_ids": _row(probe.input_ids[place])}
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    if probe.type_ids is not None:
+        inputs["token_type_ids"] = _row(probe.type_ids[place])
+    logits: NDArray[np.float32] = model(**inputs).logits[0].float().numpy()
+    return logits
 
 
 def _row(values: NDArray[Any]) -> Tensor:

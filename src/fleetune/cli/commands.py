@@ -109,6 +109,7 @@ def show_status(folder: Path, as_json: bool) -> None:
     if as_json:
         print_json(status.to_json())
         return
+    one_metric = len({trial.metric for trial in status.trials}) < 2
     rows = [
         [
             trial.id,
@@ -116,12 +117,13 @@ def show_status(folder: Path, as_json: bool) -> None:
             trial.status,
             f"{trial.step}/{trial.total_steps or '?'}",
             number(trial.loss),
-            number(trial.value),
+            number(trial.value) if one_metric else f"{number(trial.value)} {trial.metric}",
             trial.reason or "",
         ]
         for trial in status.trials
     ]
-    print_table(["id", "trial", "status", "step", "loss", f"best {status.metric}", "reason"], rows, right=(3, 4, 5))
+    score = status.metric if one_metric else "score"
+    print_table(["id", "trial", "status", "step", "loss", f"best {score}", "reason"], rows, right=(3, 4, 5))
     counts = ", ".join(f"{value} {word}" for word, value in status.counts.items() if value)
     doing = "a process works on it now" if status.alive else "no process works on it"
     print_line(f"{counts}; {doing}")

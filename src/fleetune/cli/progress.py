@@ -34,6 +34,7 @@ class TrialView:
     loss: float | None = None
     best: float | None = None
     reason: str = ""
+    metric: str = ""
 
 
 @dataclass
@@ -70,7 +71,8 @@ class RunView:
                 self._recent.append((time.monotonic(), notice.tokens))
             case Evaluated():
                 if notice.best:
-                    self.trials[notice.trial].best = notice.metrics.get(self.metric)
+                    view = self.trials[notice.trial]
+                    view.best = notice.metrics.get(view.metric)
             case Finished():
                 view = self.trials[notice.trial]
                 view.status, view.step = "done", notice.steps
@@ -111,7 +113,10 @@ class RunView:
         several = len({(trial.data.name, trial.backbone.name) for trial in notice.plan.trials}) > 1
         for trial in notice.plan.trials:
             where = f" · {trial.data.name} · {trial.backbone.name}" if several else ""
-            self.trials[trial.id] = TrialView(trial.label + where, notice.statuses.get(trial.id, "pending"))
+            status = notice.statuses.get(trial.id, "pending")
+            self.trials[trial.id] = TrialView(trial.label + where, status, metric=trial.training.metric)
+        if len({trial.training.metric for trial in notice.plan.trials}) > 1:
+            self.metric = "score"
 
 
 @contextmanager
@@ -152,9 +157,9 @@ class PlainLines:
                 facts = notice.facts
                 self._print(f"{self.view.message} ({facts.precision}): {counted(len(notice.trials), 'trial')}")
             case Evaluated():
-                value = number(notice.metrics.get(self.view.metric))
+                metric = self.view.trials[notice.trial].metric
                 best = " (best)" if notice.best else ""
-                self._print(f"{self._trial(notice.trial)}: {self.view.metric} {value}{best}")
+                self._print(f"{self._trial(notice.trial)}: {metric} {number(notice.metrics.get(metric))}{best}")
             case Finished():
                 best = f"best at step {notice.best_step}"
                 early = ", stopped early" if notice.stopped_early else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from fleetune.cli.output import print_line, print_table
@@ -15,12 +16,15 @@ if TYPE_CHECKING:
     from fleetune.lab.summary import RunSummary
 
 
+HELP_WIDTH = 100
+
+
 def print_comparison(comparison: Comparison) -> None:
     """Prints rows from best to worst, and what may be said."""
     rows = [
         [
             row.name,
-            number(row.mean),
+            number(row.mean) if comparison.has_one_metric else f"{number(row.mean)} {row.metric}",
             "–" if row.interval is None else f"{row.interval[0]:.4f} to {row.interval[1]:.4f}",
             str(len(row.scores)),
             count(row.trainable),
@@ -30,7 +34,7 @@ def print_comparison(comparison: Comparison) -> None:
         ]
         for row in comparison.ranked
     ]
-    score = f"{comparison.metric} on {comparison.split}"
+    score = f"{comparison.metric if comparison.has_one_metric else 'score'} on {comparison.split}"
     headings = ["configuration", score, "95 % interval", "seeds", "trainable", "time", "size", ""]
     print_table(headings, rows, right=(1, 3, 4, 5, 6))
     print_line(comparison.verdict.reason)
@@ -98,8 +102,10 @@ def print_method(method: MethodEntry) -> None:
     print_line(f"    source: {method.source}")
     for option in method.options:
         value = method.settings[option.name]
-        print_line(f"    {option.name} = {'(chosen by the model)' if value is None else value}")
-        print_line(f"        {option.help}")
+        words = f"    ({' | '.join(option.choices)})" if option.choices else ""
+        print_line(f"    {option.name} = {'(not set)' if value is None else value}{words}")
+        for line in textwrap.wrap(option.help, HELP_WIDTH):
+            print_line(f"        {line}")
     if method.parameters is not None:
         counts = method.parameters
         print_line(

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetune.metrics import BoolArray, majority_share, predicted_classes, predicted_sets, probabilities_of
+from fleetune.metrics import (
+    BoolArray,
+    evaluate,
+    majority_share,
+    predicted_classes,
+    predicted_sets,
+    probabilities_of,
+)
+from fleetune.thresholds import NEUTRAL, final_thresholds, validation_thresholds
 
 TrialStatus = Literal["done", "failed", "running", "pending"]
 Predictions = tuple[NDArray[Any], NDArray[np.float32]]
 Configuration = tuple[str, str, str, str, str, str]
+CHANCE_AREA = 0.5
 
 
 @dataclass(frozen=True)
@@ -97,10 +107,42 @@ class TrialResult:
         """Returns the probabilities `(texts, num_labels)` on `split`, computed in float64."""
         return probabilities_of(self.predictions[split][1], self.multi_label)
 
+    @cached_property
+    def final_thresholds(self) -> NDArray[np.float64] | None:
+        """Probability `(num_labels,)` from which each label is given, by validation and the rule; None single-label."""
+        if not self.multi_label:
+            return None
+        return final_thresholds(self._rule, len(self.label_names), self.predictions.get("validation"))
+
+    @cached_property
+    def _validation_thresholds(self) -> NDArray[np.float64] | None:
+        return validation_thresholds(self._rule, *self.predictions["validation"])
+
+    @property
+    def _rule(self) -> Any:
+        return self.training.get("thresholds", NEUTRAL)
+
+    def thresholds(self, split: str) -> NDArray[np.float64] | None:
+        """Returns what `split` is judged by: `final_thresholds`, and on validation `(texts, num_labels)` cross-fitted.
+
+        A number of a report is recomputed from these and the trial's predictions; None where single-label.
+        """
+        return self._validation_thresholds if split == "validation" else self.final_thresholds
+
+    def scores(self, split: str) -> dict[str, float]:
+        """Returns every metric by name on `split`.
+
+        Raises:
+            KeyError: If there are no predictions for it.
+        """
+        return evaluate(*self.predictions[split], self.thresholds(split))
+
     def decisions(self, split: str) -> NDArray[np.int64]:
         """Returns predicted classes `(texts,)` on `split`, or 0/1 `(texts, num_labels)` where multi-label."""
         probabilities = self.probabilities(split)
-        return predicted_sets(probabilities) if self.multi_label else predicted_classes(probabilities)
+        if not self.multi_label:
+            return predicted_classes(probabilities)
+        return predicted_sets(probabilities, self.thresholds(split))
 
     def correct(self, split: str) -> BoolArray:
         """Returns whether each text's class, or whole set of labels, is right `(texts,)` on `split`."""
@@ -110,8 +152,9 @@ class TrialResult:
     def degenerate_reason(self, split: str) -> str | None:
         """Returns why its predictions on `split` show nothing learned, or None where they do show something.
 
-        Degenerate are logits that are not numbers, one and the same prediction for every text, and, where texts
-        have one label each, no more right answers than the most frequent class gets.
+        Degenerate are logits that are not numbers, one and the same prediction for every text, where texts have one
+        label each, no more right answers than the most frequent class gets, and where they may have several, a mean
+        ROC-AUC no higher than chance: tuned thresholds find something to part even where nothing was learned.
         """
         if split not in self.predictions or len(self.predictions[split][0]) == 0:
             return None
@@ -124,6 +167,8 @@ class TrialResult:
         right, majority = float(self.correct(split).mean()), majority_share(labels)
         if not self.multi_label and right <= majority:
             return f"accuracy {right:.3f} is not above the majority class's {majority:.3f}"
+        if self.multi_label and (area := self.scores(split)["roc_auc"]) <= CHANCE_AREA:
+            return f"the mean ROC-AUC over labels, {area:.3f}, is not above chance"
         return None
 
     def _described(self, decision: Any) -> str:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from fleetune.compare.configuration import Configuration
-from fleetune.metrics import evaluate
 
 CONFIDENCE = 0.95
 LOWER_BOUND = {"matthews": -1.0}
@@ -22,6 +21,7 @@ class Row:
 
     Attributes:
         configuration: What it sums up.
+        metric: Name of the metric.
         scores: The metric by seed; nan where it is not defined.
         interval: 95 % t-interval of the mean over seeds, within the metric's range; None below two seeds.
         degenerate: By seed, why the trial shows nothing learned; empty where all show something.
@@ -29,6 +29,7 @@ class Row:
     """
 
     configuration: Configuration
+    metric: str
     scores: dict[int, float]
     interval: tuple[float, float] | None
     degenerate: dict[int, str]
@@ -82,6 +83,7 @@ class Row:
             "kind": first.kind,
             "settings": first.settings,
             "training": first.training,
+            "metric": self.metric,
             "seeds": len(self.scores),
             "scores": {str(seed): _number(score) for seed, score in self.scores.items()},
             "mean": _number(self.mean),
@@ -106,10 +108,11 @@ class Row:
 def summed_up(configuration: Configuration, split: str, metric: str) -> Row:
     """Returns `configuration` scored by `metric` on `split`."""
     scored = [trial for trial in configuration.done if len(trial.predictions.get(split, ((), ()))[0])]
-    scores = {trial.seed: evaluate(*trial.predictions[split]).get(metric, math.nan) for trial in scored}
+    scores = {trial.seed: trial.scores(split).get(metric, math.nan) for trial in scored}
     reasons = {trial.seed: trial.degenerate_reason(split) for trial in scored}
     return Row(
         configuration,
+        metric,
         scores,
         seed_interval(list(scores.values()), metric),
         {seed: reason for seed, reason in reasons.items() if reason},

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Every configuration of a run, scored on one split by one metric.
+    """Every configuration of a run, scored on one split by the metric of its data.
 
     Attributes:
-        metric: Name of the metric.
+        metric: Name of the metric; of the first trial where data sets have their own, which their rows name.
         split: `test`, or `validation` where there is no test split.
         rows: One a configuration, in the recipe's order within each data set.
         verdict: What may be said of them.
@@ -37,12 +37,15 @@ class Comparison:
     verdict: Verdict
 
     @property
+    def has_one_metric(self) -> bool:
+        """Whether all rows are scored by the same metric."""
+        return len({row.metric for row in self.rows}) < 2
+
+    @property
     def ranked(self) -> list[Row]:
-        """The rows from best to worst mean; rows without a mean last."""
-        sign = 1.0 if self.metric in MINIMISED else -1.0
-        return sorted(
-            self.rows, key=lambda row: (math.isnan(row.mean), 0.0 if math.isnan(row.mean) else sign * row.mean)
-        )
+        """The rows from best to worst mean, one data set after the other; rows without a mean last in theirs."""
+        data = list(dict.fromkeys(row.configuration.first.data for row in self.rows))
+        return sorted(self.rows, key=lambda row: (data.index(row.configuration.first.data), *_rank(row)))
 
     def row(self, name: str) -> Row:
         """Returns the row called `name`.
@@ -76,6 +79,7 @@ class Comparison:
             records.append(
                 {"name": row.name, "data": first.data, "backbone": first.backbone, "method": first.method}
                 | {key: _cell(value) for key, value in row.configuration.varying.items()}
+                | {"metric": row.metric}
                 | {"seeds": len(row.scores), "mean": row.mean, "low": low, "high": high, "spread": row.spread}
                 | {"trainable": row.trainable, "seconds": row.seconds, "peak_bytes": row.peak_bytes}
                 | {"bundle_bytes": row.bundle_bytes, "tied_with_best": row.tied_with_best}
@@ -90,19 +94,20 @@ def compare(results: Sequence[TrialResult], split: str | None = None, metric: st
     Args:
         results: Every trial of a run, failed and unfinished ones too.
         split: Whose predictions are scored; the test split where every finished trial has one, else validation.
-        metric: Which score; the first trial's own metric where absent.
+        metric: Which score; each trial's own metric where absent.
     """
     trials = list(results)
     split = split or scored_split(trials)
-    metric = metric or (trials[0].metric if trials else "f1_macro")
     by_data: dict[str, list[Row]] = {}
-    for row in [summed_up(configuration, split, metric) for configuration in group(trials)]:
+    for one in group(trials):
+        row = summed_up(one, split, metric or one.first.metric)
         by_data.setdefault(row.configuration.first.data, []).append(row)
     for name, members in by_data.items():
-        by_data[name] = with_ties(members, metric)
+        by_data[name] = with_ties(members, members[0].metric)
     rows = [row for members in by_data.values() for row in members]
-    verdicts = {name: verdict_on(members, metric, split) for name, members in by_data.items()}
-    return Comparison(metric, split, tuple(rows), overall(verdicts))
+    verdicts = {name: verdict_on(members, members[0].metric, split) for name, members in by_data.items()}
+    first = metric or (trials[0].metric if trials else "f1_macro")
+    return Comparison(first, split, tuple(rows), overall(verdicts))
 
 
 def scored_split(results: Sequence[TrialResult]) -> str:
@@ -110,6 +115,11 @@ def scored_split(results: Sequence[TrialResult]) -> str:
     having = [trial for trial in results if trial.predictions]
     with_test = [trial for trial in having if "test" in trial.predictions and len(trial.predictions["test"][0])]
     return "test" if having and len(with_test) == len(having) else "validation"
+
+
+def _rank(row: Row) -> tuple[bool, float]:
+    sign = 1.0 if row.metric in MINIMISED else -1.0
+    return math.isnan(row.mean), 0.0 if math.isnan(row.mean) else sign * row.mean
 
 
 def _cell(value: Any) -> Any:

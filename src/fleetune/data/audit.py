@@ -38,11 +38,14 @@ class Audit:
         class_counts: Number of texts by split and label.
         unlabelled: Texts without any label by split, where multi-label.
         reasons: Number of quarantined records by reason.
-        max_tokens: Length at which texts are cut; known after tokenising.
-        truncated: Number of texts cut there; known after tokenising.
+        max_tokens: Longest sequence of tokens; known after tokenising.
+        truncated: Number of texts of which a part is left out; known after tokenising.
+        windowed: Number of texts that are read in several windows; known after tokenising.
         token_lengths: Histogram of lengths in tokens before cutting; known after tokenising.
         warnings: What may make a figure untrue.
         notes: What was done on the way.
+        unscored: Texts of test that have no label: predicted, never scored, and not searched for leaks and duplicates.
+            They are among `accepted` and `test`, and without `class_counts`.
     """
 
     name: str
@@ -67,19 +70,27 @@ class Audit:
     reasons: dict[str, int]
     max_tokens: int | None = None
     truncated: int | None = None
+    windowed: int | None = None
     token_lengths: dict[str, Any] | None = None
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    unscored: int = 0
 
-    def with_tokens(self, full_lengths: NDArray[np.int32], max_tokens: int) -> Audit:
+    def with_tokens(
+        self, full_lengths: NDArray[np.int32], max_tokens: int, truncated: int | None = None, windowed: int = 0
+    ) -> Audit:
         """Returns this audit with what is known after tokenising.
 
         Args:
             full_lengths: `(texts,)` lengths in tokens before cutting.
-            max_tokens: Length at which texts are cut.
+            max_tokens: Longest sequence of tokens.
+            truncated: Number of texts of which a part is left out; all that are longer, if absent.
+            windowed: Number of texts that are read in several windows.
         """
-        truncated = int((full_lengths > max_tokens).sum())
-        return replace(self, max_tokens=max_tokens, truncated=truncated, token_lengths=length_histogram(full_lengths))
+        if truncated is None:
+            truncated = int((full_lengths > max_tokens).sum())
+        lengths = length_histogram(full_lengths)
+        return replace(self, max_tokens=max_tokens, truncated=truncated, windowed=windowed, token_lengths=lengths)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the audit as JSON writes it."""

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from fleetune.data.cutting import Cutting
+
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 LabelName = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value)]
 BOUND = re.compile(r"\s*(>=|<=|==|!=|>|<)\s*(.+?)\s*")
@@ -35,7 +37,7 @@ class SplitConfig(BaseModel):
         return self
 
 
-class DataConfig(BaseModel):
+class DataConfig(Cutting):
     """Where labelled texts come from, and how strictly they are read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -85,9 +87,11 @@ class DataConfig(BaseModel):
     max_field_characters: int = Field(default=1_000_000, ge=1)
     """A field longer than this is quarantined."""
     max_tokens: int = Field(default=128, ge=2)
-    """Texts are cut to this many tokens, special tokens included."""
+    """Longest sequence of tokens, special tokens included; `long_texts` says what becomes of longer texts."""
     split: SplitConfig = SplitConfig()
     """How one file becomes three."""
+    metric: str | None = None
+    """Metric of the trials on this data, where it is not that of [training], such as `matthews` for CoLA."""
 
     @field_validator("delimiter", "quote", "escape")
     @classmethod
@@ -167,7 +171,17 @@ class DataConfig(BaseModel):
             raise ValueError("revision goes with hf")
         if isinstance(self.label, list) and self.label_separator is not None:
             raise ValueError("label is a list of 0/1 columns or one column with label_separator, not both")
+        if isinstance(self.text, list) and self.long_texts == "windows":
+            raise ValueError(
+                'long_texts = "windows" takes single texts, and text names a pair of columns; '
+                'type long_texts = "head_tail", which keeps both ends of the longer text'
+            )
         return self
+
+    @property
+    def cutting(self) -> Cutting:
+        """What becomes of long texts, apart from the rest."""
+        return Cutting.model_validate({name: getattr(self, name) for name in Cutting.model_fields})
 
     @property
     def text_columns(self) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,8 @@ class Dataset:
         texts: One string a text.
         pairs: The second string of each text where texts are pairs, else None.
         label_names: Labels by name, in the order of the classifier's outputs.
-        labels: `(texts,)` int64 class indices, or `(texts, num_labels)` uint8 where multi-label.
+        labels: `(texts,)` int64 class indices, or `(texts, num_labels)` uint8 where multi-label; `absent_label` where
+            a text of test has none.
         splits: Sorted indices into `texts` by split name; a split that does not exist is empty.
         files: `(texts,)` index into `sources` of the file a text came from.
         lines: `(texts,)` line (CSV, JSONL: 1-based, of the record's start) or row (Parquet, 0-based) there.
@@ -50,6 +51,11 @@ class Dataset:
         """Number of the classifier's outputs."""
         return len(self.label_names)
 
+    def has_labels(self, split: SplitName) -> bool:
+        """Returns whether there are texts in `split`, and labels to score them by."""
+        labels = self.labels[self.splits[split]]
+        return bool(len(labels)) and are_known(labels)
+
     def __len__(self) -> int:
         return len(self.texts)
 
@@ -69,6 +75,16 @@ class Dataset:
     def place(self, index: int) -> str:
         """Returns where text `index` comes from, as `file:line`."""
         return f"{self.sources[int(self.files[index])]}:{int(self.lines[index])}"
+
+
+def absent_label(labels: NDArray[Any]) -> int:
+    """Returns what stands for a label that is not known: -1, or 255 where `labels` is 0/1 `(texts, num_labels)`."""
+    return 255 if labels.ndim == 2 else -1
+
+
+def are_known(labels: NDArray[Any]) -> bool:
+    """Returns whether none of the labels is absent."""
+    return not (labels == absent_label(labels)).any()
 
 
 def hash_texts(digest: hashlib._Hash, texts: Iterable[str]) -> None:

@@ -151,6 +151,8 @@ def _as_text(cell: object) -> str | None:
 
 def _label_reader(table: Table, config: DataConfig) -> Callable[[int], tuple[RawLabel, str]]:
     """Returns a function from a row to its label as read and what is wrong with it."""
+    if not table.labelled:
+        return lambda row: ("", "")
     if isinstance(config.label, list):
         return _flag_reader({name: table.columns[name] for name in config.label})
     cells, separator = table.columns[config.label], config.label_separator

@@ -99,7 +99,8 @@ def _table_of_records(parsed: CsvText, header: list[str], source: str, config: D
     table = Table(source, {name: [] for name in places})
     appends = [(table.columns[name].append, place) for name, place in places.items()]
     limit = config.max_field_characters
-    for record in parsed.records(places[config.label_columns[0]], config.labels or ()):
+    label = config.label_columns[0]
+    for record in parsed.records(None if label in config.text_columns else places[label], config.labels or ()):
         problem = record.problem
         if record.end - record.start > limit and not problem:
             longest = max(map(len, record.fields))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fleetune.data.config import DataConfig
 from fleetune.data.dataset import SplitName
 from fleetune.data.files import ROWS_AT_ONCE, append_rows
-from fleetune.data.table import Cell, Table, check_columns
+from fleetune.data.table import Cell, Table, check_columns, read_split
 from fleetune.errors import DataError, MissingExtraError
 
 SPLIT_NAMES: dict[SplitName, tuple[str, ...]] = {
@@ -110,7 +111,7 @@ def _import_datasets() -> Any:
 
 def _tables(name: str, loaded: Any, config: DataConfig) -> dict[SplitName, Table]:
     if not isinstance(loaded, Mapping):
-        return {"train": _table(name, loaded, config)}
+        return {"train": _table("train", name, loaded, config)}
     found = {
         split: next((candidate for candidate in names if candidate in loaded), None)
         for split, names in SPLIT_NAMES.items()
@@ -119,13 +120,22 @@ def _tables(name: str, loaded: Any, config: DataConfig) -> dict[SplitName, Table
         listed = ", ".join(map(str, loaded))
         raise DataError(f"data set {name!r} has no split 'train'; its splits are {listed}.")
     return {
-        split: _table(f"{name}[{hub_split}]", loaded[hub_split], config)
+        split: _table(split, f"{name}[{hub_split}]", loaded[hub_split], config)
         for split, hub_split in found.items()
         if hub_split is not None
     }
 
 
-def _table(source: str, dataset: Any, config: DataConfig) -> Table:
+def _table(split: SplitName, source: str, dataset: Any, config: DataConfig) -> Table:
+    table = read_split(split, partial(_read, source, dataset), config)
+    if split != "test":
+        _drop_unlabelled(table, config)
+    if table.class_names is not None:
+        _empty_kept_back(table, config)
+    return table
+
+
+def _read(source: str, dataset: Any, config: DataConfig) -> Table:
     check_columns(source, dataset.column_names, config.columns)
     table = Table(source, {name: [] for name in config.columns}, class_names=_class_names(dataset, config))
     selected = dataset.select_columns(config.columns).with_format(None)
@@ -135,7 +145,6 @@ def _table(source: str, dataset: Any, config: DataConfig) -> Table:
         for name, to_name in convert.items():
             columns[name] = [to_name(value) for value in columns[name]]
         append_rows(table, {name: columns[name] for name in config.columns}, config)
-    _drop_unlabelled(table, config)
     return table
 
 
@@ -167,19 +176,22 @@ def _to_names(feature: Any) -> Callable[[Any], Any]:
 
 
 def _drop_unlabelled(table: Table, config: DataConfig) -> None:
-    """Empties a split whose labels are all kept back, as those of published test sets are."""
+    """Empties a split to train on or to validate by whose labels are all kept back."""
     cells = [table.columns[name] for name in config.label_columns]
     rows = len(table.lines)
-    kept_back = [all(cell is None or _is_unlabelled(cell) for cell in row) for row in zip(*cells, strict=True)]
-    if rows and all(kept_back):
+    if rows and all(cell is None or _is_unlabelled(cell) for row in zip(*cells, strict=True) for cell in row):
         table.notes.append(f"{table.source}: the labels of its {rows:,} texts are not published; the split is left out")
         table.lines.clear()
         for column in table.columns.values():
             column.clear()
-        return
-    if table.class_names is not None:
-        for row in (row for row, unlabelled in enumerate(kept_back) if unlabelled):
-            cells[0][row] = None
+
+
+def _empty_kept_back(table: Table, config: DataConfig) -> None:
+    """Empties the label cells that say that a label is kept back, where the names of labels are declared."""
+    cells = table.columns.get(config.label_columns[0], [])
+    for row, cell in enumerate(cells):
+        if _is_unlabelled(cell):
+            cells[row] = None
 
 
 def _is_unlabelled(cell: Cell) -> bool:

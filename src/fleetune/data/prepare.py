@@ -18,6 +18,7 @@ from fleetune.data.labels import LabelSet, encode_labels, find_labels
 from fleetune.data.sources import read_sources
 from fleetune.data.split import Labels, draw, split_texts
 from fleetune.data.table import QuarantinedRecord
+from fleetune.data.unlabelled import take_unlabelled, unlabelled_warning, with_unlabelled
 from fleetune.data.writing import write_json, write_text, write_whole
 from fleetune.errors import DataError
 
@@ -85,15 +86,18 @@ def prepare(config: DataConfig, base: Path = Path()) -> Prepared:
     """
     tables = read_sources(config, base)
     notes = [note for group in tables.values() for table in group for note in table.notes]
+    apart = [examples_of(table, config) for table in take_unlabelled(tables, config)]
     origins: list[SplitName] = [split for split, group in tables.items() for _ in group]
     sources = [examples_of(table, config) for group in tables.values() for table in group]
     del tables
     labels = find_labels(sources, config)
     encoded = [encode_labels(source, labels) for source in sources]
-    quarantine = [record for source in sources for record in sorted(source.quarantine, key=lambda bad: bad.line)]
+    read = [*sources, *apart]
+    quarantine = [record for source in read for record in sorted(source.quarantine, key=lambda bad: bad.line)]
     accepted = sum(len(source.texts) for source in sources)
-    filtered = sum(source.filtered for source in sources)
-    open_gate(accepted + len(quarantine), quarantine, config.max_bad_rows)
+    unscored = sum(len(source.texts) for source in apart)
+    filtered = sum(source.filtered for source in read)
+    open_gate(accepted + unscored + len(quarantine), quarantine, config.max_bad_rows)
     _require_texts(accepted, len(quarantine), filtered, config)
     everything = _join(config.name, sources, encoded, origins, labels)
     _require_classes(everything)
@@ -103,18 +107,24 @@ def prepare(config: DataConfig, base: Path = Path()) -> Prepared:
     splits = _sample(everything, config, notes)
     sampled_out = accepted - sum(map(len, splits.values()))
     splits, leaks, dropped = _handle_leaks(everything, splits, groups, config)
-    splits = _complete_splits(everything, splits, groups, config)
+    splits = _complete_splits(everything, splits, groups, config, bool(unscored))
     _require_training_texts(everything, splits, config)
     dataset, kept = _compact(everything, splits)
     near, warnings = _near_leaks(dataset, [normal[index] for index in kept.tolist()], groups[kept])
 
     conflicts = _count_conflicts(everything.labels, groups)
     warnings = [*_warnings(dataset, conflicts, leaks, dropped, config), *warnings]
+    counts, without_label = class_counts(dataset), unlabelled(dataset)
+    if unscored:
+        dataset = with_unlabelled(dataset, apart)
+        warnings.append(unlabelled_warning(unscored))
+        counts.pop("test")
+        without_label.pop("test", None)
     audit = Audit(
         name=config.name,
         sources=dataset.sources,
-        records=accepted + len(quarantine),
-        accepted=accepted,
+        records=accepted + unscored + len(quarantine),
+        accepted=accepted + unscored,
         quarantined=len(quarantine),
         filtered=filtered,
         sampled_out=sampled_out,
@@ -128,11 +138,12 @@ def prepare(config: DataConfig, base: Path = Path()) -> Prepared:
         test=len(dataset.splits["test"]),
         labels=dataset.label_names,
         multi_label=dataset.multi_label,
-        class_counts=class_counts(dataset),
-        unlabelled=unlabelled(dataset),
+        class_counts=counts,
+        unlabelled=without_label,
         reasons=reasons(quarantine),
         warnings=warnings,
         notes=notes,
+        unscored=unscored,
     )
     return Prepared(dataset, audit, quarantine)
 
@@ -213,13 +224,21 @@ def _sample(dataset: Dataset, config: DataConfig, notes: list[str]) -> dict[Spli
 
 
 def _complete_splits(
-    dataset: Dataset, splits: dict[SplitName, Indices], groups: Indices, config: DataConfig
+    dataset: Dataset, splits: dict[SplitName, Indices], groups: Indices, config: DataConfig, has_test: bool
 ) -> dict[SplitName, Indices]:
-    """Returns the splits with validation, and test where the data came in one piece, taken from training."""
+    """Returns the splits with validation, and test where the data came in one piece, taken from training.
+
+    Args:
+        dataset: All texts with labels.
+        splits: Those of them that `sample` and `leaks` leave.
+        groups: Which texts are the same.
+        config: What the recipe says.
+        has_test: Whether there is a test split besides, without labels.
+    """
     train, given = splits["train"], {split for split in SPLITS if len(dataset.splits[split])}
     if "validation" in given:
         return splits
-    in_one_piece = config.train is None and "test" not in given
+    in_one_piece = config.train is None and "test" not in given and not has_test
     shares = config.split if in_one_piece else config.split.model_copy(update={"test": 0.0})
     _, own_groups = np.unique(groups[train], return_inverse=True)
     parts = split_texts(dataset.labels[train], own_groups, shares)

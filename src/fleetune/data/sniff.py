@@ -138,6 +138,9 @@ def _choose_max_tokens(settings: dict[str, Any], reasons: dict[str, str], texts:
     tokens = TOKENS_A_WORD * words + 3
     settings["max_tokens"] = next((limit for limit in TOKEN_LIMITS if tokens <= limit), TOKEN_LIMITS[-1])
     reasons["max_tokens"] = f"95 % of the texts have at most {words} words"
+    if tokens > TOKEN_LIMITS[-1]:
+        whole = ', "windows" reads them whole' if len(texts) == 1 else ""
+        reasons["max_tokens"] += f'; long_texts = "head_tail" keeps both ends of longer texts{whole}'
 
 
 def _hints(profiles: list[ColumnProfile], text: str | list[str], label: str | list[str]) -> list[str]:

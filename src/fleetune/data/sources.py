@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from fleetune.data import embedded, hub
 from fleetune.data.config import DataConfig
 from fleetune.data.dataset import SplitName
 from fleetune.data.files import read_file
-from fleetune.data.table import Table
+from fleetune.data.table import Table, read_split
 from fleetune.errors import DataError
 
 
@@ -33,7 +34,7 @@ def read_sources(config: DataConfig, base: Path) -> dict[SplitName, list[Table]]
         "test": config.test,
     }
     return {
-        split: [read_file(base / path.expanduser(), path.as_posix(), config)]
+        split: [read_split(split, partial(read_file, base / path.expanduser(), path.as_posix()), config)]
         for split, path in files.items()
         if path is not None
     }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from fleetune.data.config import DataConfig
+from fleetune.data.dataset import SplitName
 from fleetune.errors import DataError
 
 Cell = str | int | float | bool | bytes | list[object] | dict[str, object] | None
@@ -44,6 +46,7 @@ class Table:
         quarantine: Records that could not be read.
         class_names: Names of integer labels, where the source declares them.
         notes: What a reader of the audit should know of this source.
+        labelled: Whether its texts have labels; only those of test may lack them.
     """
 
     source: str
@@ -52,10 +55,23 @@ class Table:
     quarantine: list[QuarantinedRecord] = field(default_factory=list)
     class_names: list[str] | None = None
     notes: list[str] = field(default_factory=list)
+    labelled: bool = True
+
+
+class MissingColumnError(DataError):
+    """A source lacks a column.
+
+    Attributes:
+        present: The columns that it has.
+    """
+
+    def __init__(self, message: str, present: Sequence[str]) -> None:
+        self.present = list(present)
+        super().__init__(message)
 
 
 def check_columns(source: str, present: Sequence[str], wanted: Sequence[str]) -> None:
-    """Raises DataError if a wanted column is absent or stands more than once, naming the nearest."""
+    """Raises MissingColumnError naming the nearest if a wanted column is absent, DataError if it stands twice."""
     for name in wanted:
         count = list(present).count(name)
         if count > 1:
@@ -67,9 +83,27 @@ def check_columns(source: str, present: Sequence[str], wanted: Sequence[str]) ->
             near = difflib.get_close_matches(name.casefold(), [column.casefold() for column in present], n=1)
             nearest = next((column for column in present if near and column.casefold() == near[0]), None)
             hint = f"; did you mean {nearest[:SHOWN_CHARACTERS]!r}?" if nearest else "."
-            raise DataError(
-                f"{source} has no column {name!r}{hint}\nIts columns are {listed}; set text and label in [data]."
+            raise MissingColumnError(
+                f"{source} has no column {name!r}{hint}\nIts columns are {listed}; set text and label in [data].",
+                present,
             )
+
+
+def read_split(split: SplitName, read: Callable[[DataConfig], Table], config: DataConfig) -> Table:
+    """Returns what `read` gives; texts of test are read without their labels where the source has no column of those.
+
+    Raises:
+        DataError: If the source cannot be read, or lacks a column that is needed.
+    """
+    try:
+        return read(config)
+    except MissingColumnError as error:
+        if split != "test" or any(name in error.present for name in config.label_columns):
+            raise
+    # A column of text in the place of the label's leaves the text's columns and those of `where` to be read.
+    table = read(config.model_copy(update={"label": config.text_columns[0]}))
+    table.labelled = False
+    return table
 
 
 def list_columns(present: Sequence[str]) -> str:

@@ -14,25 +14,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fleetune.data.cutting import Cutting, WindowPool
 from fleetune.data.dataset import Dataset, hash_texts
+from fleetune.data.sequences import find_frame, lengths_of, make_sequences
 from fleetune.errors import DataError
 
 FORMAT = 1
 TEXTS_AT_ONCE = 2_000
 MANIFEST = "manifest.json"
-ARRAYS = ("input_ids", "offsets", "full_lengths", "type_ids")
+ARRAYS = ("input_ids", "offsets", "full_lengths", "type_ids", "text_offsets", "cut", "pool")
+HEAD = Cutting()
 
 
 @dataclass(frozen=True)
 class Tokens:
     """Token ids of all texts of a data set, end to end.
 
+    A text is one sequence for the backbone, or several where it is read in windows: its tokens are then those of all
+    its windows, special tokens and overlaps included.
+
     Attributes:
-        input_ids: `(tokens,)` int32, special tokens included, cut to `max_tokens` a text.
+        input_ids: `(tokens,)` int32, special tokens included, at most `max_tokens` a sequence.
         type_ids: `(tokens,)` uint8 segment of each token, None where the tokenizer gives none.
-        offsets: `(texts + 1,)` int64; text i has `input_ids[offsets[i] : offsets[i + 1]]`.
+        offsets: `(sequences + 1,)` int64; sequence i has `input_ids[offsets[i] : offsets[i + 1]]`.
         full_lengths: `(texts,)` int32 lengths before cutting.
         folder: Where the cache lies.
+        text_offsets: `(texts + 1,)` int64; text i has the sequences `text_offsets[i]` to `text_offsets[i + 1]`. None
+            where each text is one sequence.
+        cut: `(texts,)` whether windows leave out a part of a text; None where texts are not read in windows.
+        pool: How the logits of a text's windows become the text's.
     """
 
     input_ids: NDArray[np.int32]
@@ -40,34 +50,72 @@ class Tokens:
     offsets: NDArray[np.int64]
     full_lengths: NDArray[np.int32]
     folder: Path
+    text_offsets: NDArray[np.int64] | None = None
+    cut: NDArray[np.bool_] | None = None
+    pool: WindowPool = "mean"
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
-        """`(texts,)` lengths after cutting."""
+        """`(texts,)` tokens that the backbone reads of each text, in all its windows."""
+        return np.diff(self.offsets if self.text_offsets is None else self.offsets[self.text_offsets])
+
+    @cached_property
+    def sequence_lengths(self) -> NDArray[np.int64]:
+        """`(sequences,)` tokens of each sequence."""
         return np.diff(self.offsets)
 
+    @cached_property
+    def longest_sequences(self) -> NDArray[np.int64]:
+        """`(texts,)` tokens of each text's longest sequence."""
+        if self.text_offsets is None or not len(self):
+            return self.sequence_lengths
+        return np.maximum.reduceat(self.sequence_lengths, self.text_offsets[:-1])
+
+    @cached_property
+    def sequence_counts(self) -> NDArray[np.int64]:
+        """`(texts,)` sequences of each text: its windows, or 1."""
+        return np.ones(len(self), dtype=np.int64) if self.text_offsets is None else np.diff(self.text_offsets)
+
+    @property
+    def truncated(self) -> NDArray[np.bool_]:
+        """`(texts,)` whether the backbone is not shown all of a text."""
+        return self.lengths < self.full_lengths if self.cut is None else self.cut
+
+    def sequences_of(self, texts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the sequences of some texts, those of one text side by side."""
+        if self.text_offsets is None:
+            return texts
+        counts = self.sequence_counts[texts]
+        first = np.repeat(self.text_offsets[texts] - (np.cumsum(counts) - counts), counts)
+        sequences: NDArray[np.int64] = first + np.arange(len(first))
+        return sequences
+
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.full_lengths)
 
 
-def tokenize(dataset: Dataset, tokenizer: Any, max_tokens: int, cache: Path, model_id: str) -> Tokens:
+def tokenize(
+    dataset: Dataset, tokenizer: Any, max_tokens: int, cache: Path, model_id: str, cutting: Cutting = HEAD
+) -> Tokens:
     """Returns the tokens of every text of `dataset`, from the cache where they have been made before.
 
     Args:
         dataset: Texts, or pairs of texts.
         tokenizer: A Hugging Face tokenizer; its own call decides on special tokens and segments.
-        max_tokens: Length at which texts are cut, special tokens included; of a pair the longer text is cut.
+        max_tokens: Longest sequence, special tokens included.
         cache: Folder of the caches; each one's name is a hash of all that determines it.
         model_id: Name or hash of the model the tokenizer belongs to.
+        cutting: What becomes of longer texts; by default they are cut, of a pair the longer text.
 
     Raises:
         DataError: If a text gives no tokens, `max_tokens` leaves no room, or the cache cannot be written.
+        RecipeError: If windows would leave tokens out, or texts are pairs and would be read in windows.
     """
-    folder = cache / _key(dataset, tokenizer, max_tokens, model_id)
+    folder = cache / _key(dataset, tokenizer, max_tokens, model_id, cutting)
     tokens = open_tokens(folder)
     if tokens is not None and len(tokens) == len(dataset):
         return tokens
-    arrays = _encode(dataset, tokenizer, max_tokens)
+    arrays = _encode(dataset, tokenizer, max_tokens, cutting)
     try:
         _write(arrays, folder)
     except OSError as error:
@@ -78,18 +126,33 @@ def tokenize(dataset: Dataset, tokenizer: Any, max_tokens: int, cache: Path, mod
     return tokens
 
 
-def tokenize_in_memory(dataset: Dataset, tokenizer: Any, max_tokens: int) -> Tokens:
+def tokenize_in_memory(dataset: Dataset, tokenizer: Any, max_tokens: int, cutting: Cutting = HEAD) -> Tokens:
     """Returns the tokens of every text of `dataset`, as `tokenize` makes them, and keeps nothing on disk.
 
     Raises:
         DataError: If a text gives no tokens, or `max_tokens` leaves no room.
+        RecipeError: If windows would leave tokens out, or texts are pairs and would be read in windows.
     """
-    arrays = _encode(dataset, tokenizer, max_tokens)
-    return Tokens(arrays["input_ids"], arrays.get("type_ids"), arrays["offsets"], arrays["full_lengths"], Path())
+    return _tokens(_encode(dataset, tokenizer, max_tokens, cutting), Path())
 
 
-def _key(dataset: Dataset, tokenizer: Any, max_tokens: int, model_id: str) -> str:
+def _tokens(arrays: dict[str, NDArray[Any]], folder: Path) -> Tokens:
+    pool: Any = str(arrays["pool"][0]) if "pool" in arrays else "mean"
+    return Tokens(
+        arrays["input_ids"],
+        arrays.get("type_ids"),
+        arrays["offsets"],
+        arrays["full_lengths"],
+        folder,
+        arrays.get("text_offsets"),
+        arrays.get("cut"),
+        pool,
+    )
+
+
+def _key(dataset: Dataset, tokenizer: Any, max_tokens: int, model_id: str, cutting: Cutting) -> str:
     digest = hashlib.sha256(f"{FORMAT}\n{model_id}\n{max_tokens}\n".encode())
+    digest.update("".join(f"{setting}\n" for setting in cutting.identity).encode())
     digest.update(json.dumps(_identity(tokenizer), sort_keys=True, default=str).encode())
     hash_texts(digest, dataset.texts)
     hash_texts(digest, dataset.pairs or [])
@@ -114,66 +177,45 @@ def _identity(tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def _encode(dataset: Dataset, tokenizer: Any, max_tokens: int) -> dict[str, NDArray[Any]]:
-    input_ids, type_ids, lengths, full_lengths = [], [], [], []
+def _encode(dataset: Dataset, tokenizer: Any, max_tokens: int, cutting: Cutting) -> dict[str, NDArray[Any]]:
+    frame = None
+    if cutting.long_texts != "head":
+        frame = find_frame(tokenizer, dataset.pairs is not None)
+        cutting.check(frame, max_tokens)
+    input_ids, type_ids, lengths = [], [], []
+    full_lengths, counts, cut = [], [], []
     for start in range(0, len(dataset), TEXTS_AT_ONCE):
         texts = dataset.texts[start : start + TEXTS_AT_ONCE]
         pairs = None if dataset.pairs is None else dataset.pairs[start : start + TEXTS_AT_ONCE]
-        ids, types = _call(tokenizer, texts, pairs, None)
-        full = np.array([len(row) for row in ids], dtype=np.int32)
-        _cut(tokenizer, texts, pairs, max_tokens, ids, types, np.flatnonzero(full > max_tokens).tolist())
-        lengths.append(np.array([len(row) for row in ids], dtype=np.int64))
-        if not lengths[-1].all():
-            empty = start + int(np.flatnonzero(lengths[-1] == 0)[0])
+        made = make_sequences(tokenizer, texts, pairs, max_tokens, cutting, frame)
+        if not made.full_lengths.all():
+            empty = start + int(np.flatnonzero(made.full_lengths == 0)[0])
             raise DataError(f"the text at {dataset.place(empty)} gives no tokens with this backbone's tokenizer.")
-        input_ids.append(_flat(ids, np.int32))
-        full_lengths.append(full)
-        if types is not None:
-            type_ids.append(_flat(types, np.uint8))
+        input_ids.append(_flat(made.ids, np.int32))
+        type_ids += [] if made.types is None else [_flat(made.types, np.uint8)]
+        lengths.append(lengths_of(made.ids))
+        full_lengths.append(made.full_lengths)
+        counts.append(made.counts)
+        cut.append(made.cut)
     arrays: dict[str, NDArray[Any]] = {
-        "input_ids": np.concatenate([*input_ids, np.empty(0, dtype=np.int32)]),
-        "offsets": np.concatenate([[0], np.cumsum(np.concatenate([*lengths, np.empty(0, dtype=np.int64)]))]).astype(
-            np.int64
-        ),
-        "full_lengths": np.concatenate([*full_lengths, np.empty(0, dtype=np.int32)]),
+        "input_ids": _joined(input_ids, np.int32),
+        "offsets": _offsets(lengths),
+        "full_lengths": _joined(full_lengths, np.int32),
     }
     if type_ids:
-        arrays["type_ids"] = np.concatenate(type_ids)
+        arrays["type_ids"] = _joined(type_ids, np.uint8)
+    if cutting.long_texts == "windows":
+        pool = np.array([cutting.window_pool])
+        arrays |= {"text_offsets": _offsets(counts), "cut": _joined(cut, np.bool_), "pool": pool}
     return arrays
 
 
-def _call(
-    tokenizer: Any, texts: list[str], pairs: list[str] | None, max_tokens: int | None
-) -> tuple[list[list[int]], list[list[int]] | None]:
-    """Returns token ids and segments of a batch of texts, cut to `max_tokens` if that is a number."""
-    truncation = (
-        {"truncation": False} if max_tokens is None else {"truncation": "longest_first", "max_length": max_tokens}
-    )
-    encoded = tokenizer(texts, pairs, padding=False, return_attention_mask=False, verbose=False, **truncation)
-    types = encoded.get("token_type_ids")
-    return list(encoded["input_ids"]), None if types is None else list(types)
+def _joined(parts: list[NDArray[Any]], dtype: type) -> NDArray[Any]:
+    return np.concatenate([*parts, np.empty(0, dtype=dtype)]).astype(dtype)
 
 
-def _cut(
-    tokenizer: Any,
-    texts: list[str],
-    pairs: list[str] | None,
-    max_tokens: int,
-    ids: list[list[int]],
-    types: list[list[int]] | None,
-    rows: list[int],
-) -> None:
-    """Replaces the token ids and segments of `rows` by cut ones."""
-    if not rows:
-        return
-    try:
-        cut = _call(tokenizer, [texts[row] for row in rows], pairs and [pairs[row] for row in rows], max_tokens)
-    except Exception as error:  # noqa: BLE001 - the tokenizers library raises bare Exceptions
-        raise DataError(f"max_tokens = {max_tokens} leaves no room for text beside special tokens: {error}") from None
-    for place, row in enumerate(rows):
-        ids[row] = cut[0][place]
-        if types is not None and cut[1] is not None:
-            types[row] = cut[1][place]
+def _offsets(sizes: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(_joined(sizes, np.int64))]).astype(np.int64)
 
 
 def _flat(rows: list[list[int]], dtype: type) -> NDArray[Any]:
@@ -192,7 +234,7 @@ def open_tokens(folder: Path) -> Tokens | None:
             if _checksum(path) != checksum:
                 return None
             arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
-        return Tokens(arrays["input_ids"], arrays.get("type_ids"), arrays["offsets"], arrays["full_lengths"], folder)
+        return _tokens(arrays, folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -7,9 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fleetune.metrics import MetricName
+from fleetune.errors import RecipeError
+from fleetune.metrics import MetricName, check_metric
 
 Positive = Annotated[float, Field(gt=0.0)]
+Weight = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Precision = Literal["auto", "bf16", "fp32", "float64"]
 
 
@@ -63,8 +65,16 @@ class TrainingConfig(BaseModel):
     """Dropout in the head; as the backbone's configuration says where absent."""
     backbone_dropout: bool = True
     """Whether the backbone's own dropout acts in training."""
-    class_weights: Literal["none", "balanced"] = "none"
-    """`balanced` weighs each class by the inverse of its frequency in training."""
+    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    """`focal` gives texts that are already answered well less weight; multi-label, both are taken label by label."""
+    focal_gamma: float = Field(default=2.0, ge=0.0)
+    """How much less weight focal loss gives them; at 0 it is the cross entropy."""
+    class_weights: Literal["none", "balanced"] | tuple[Weight, ...] = "none"
+    """`balanced` weighs each class by the inverse of its frequency in training; or a list of numbers, one a label.
+    Multi-label, a label's positives are weighed."""
+    thresholds: Literal["tuned"] | Annotated[float, Field(gt=0.0, lt=1.0)] = "tuned"
+    """Probability from which a label is given where texts may have several: a number, or `tuned` on validation for
+    each label's F1. Validation itself is judged by thresholds tuned on its other texts."""
     evaluate_every: Literal["epoch"] | Annotated[int, Field(ge=1)] = "epoch"
     """Evaluation on validation: at each epoch's end, or every so many steps; and always at the end."""
     early_stopping_patience: int | None = Field(default=None, ge=1)
@@ -73,6 +83,19 @@ class TrainingConfig(BaseModel):
     """Metric on validation that chooses the best checkpoint."""
     precision: Precision = "auto"
     """Of the frozen weights and their products; adapters, head and optimizer stay in fp32 (or float64)."""
+
+    def check_labels(self, num_labels: int, multi_label: bool) -> None:
+        """Does nothing if it fits such labels.
+
+        Raises:
+            RecipeError: If the metric is not defined for them, or the weights are not one a label.
+        """
+        check_metric(self.metric, num_labels, multi_label)
+        if not isinstance(self.class_weights, str) and len(self.class_weights) != num_labels:
+            raise RecipeError(
+                f"class_weights has {len(self.class_weights)} numbers, and there are {num_labels} labels.\n"
+                "Give one number a label, in the order in which fleetune check lists them"
+            )
 
     def steps_per_epoch(self, texts: int) -> int:
         """Returns the optimizer steps of one pass over `texts` training texts; the last may hold fewer."""

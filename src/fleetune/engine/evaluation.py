@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from fleetune.data.tokens import Tokens
 from fleetune.engine.backbone import Backbone
 from fleetune.engine.lanes import lanes
-from fleetune.engine.layout import pack_texts
+from fleetune.engine.layout import pack_sequences
 from fleetune.engine.parameters import SEPARATOR
+from fleetune.engine.windows import Windows
 from fleetune.methods.base import Method
 from fleetune.runtime import device
 
@@ -71,8 +72,12 @@ def trial_logits(
 def logits_by_slot(
     backbone: Backbone, heads: Mapping[int, Mapping[str, Tensor]], tokens: Tokens, texts: NDArray[np.int64]
 ) -> dict[int, NDArray[np.float32]]:
-    """Returns the logits `(texts, num_labels)` of each slot, given its head; its deltas are attached already."""
-    lengths = tokens.lengths[texts]
+    """Returns the logits `(texts, num_labels)` of each slot, given its head; its deltas are attached already.
+
+    Windows of long texts run one by one, like texts, and are pooled at the end: no text makes a pass large.
+    """
+    sequences, counts = tokens.sequences_of(texts), tokens.sequence_counts[texts]
+    lengths = tokens.sequence_lengths[sequences]
     order = np.argsort(lengths, kind="stable")
     results: dict[int, NDArray[np.float32]] = {}
     passes = [
@@ -84,17 +89,20 @@ def logits_by_slot(
     def predict(item: tuple[list[int], NDArray[np.int64]]) -> dict[int, NDArray[np.float32]]:
         slots, rows = item
         with torch.inference_mode():
-            batches = [(slot, texts[rows]) for slot in slots]
-            pack = pack_texts(tokens, batches, backbone.layout, multiple=backbone.pack_multiple)
+            batches = [(slot, sequences[rows]) for slot in slots]
+            pack = pack_sequences(tokens, batches, backbone.layout, multiple=backbone.pack_multiple)
             logits = backbone.logits(pack, {slot: dict(heads[slot]) for slot in slots}, {})
             return {slot: values.float().cpu().numpy() for slot, values in logits.items()}
 
     for (_, rows), logits in zip(passes, lanes().map(predict, passes), strict=True):
         for slot, values in logits.items():
             if slot not in results:
-                results[slot] = np.empty((len(texts), values.shape[1]), dtype=np.float32)
+                results[slot] = np.empty((len(sequences), values.shape[1]), dtype=np.float32)
             results[slot][rows] = values
-    return results
+    if len(sequences) == len(texts):
+        return results
+    windows = Windows(torch.from_numpy(counts), tokens.pool)
+    return {slot: windows.pooled(torch.from_numpy(values)).numpy() for slot, values in results.items()}
 
 
 def tokens_in_one_pass() -> int:

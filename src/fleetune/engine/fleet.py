@@ -25,6 +25,7 @@ from fleetune.engine.loss import batch_loss, class_weights
 from fleetune.engine.trial import Trial, TrialSpec
 from fleetune.metrics import evaluate
 from fleetune.runtime import device
+from fleetune.thresholds import validation_thresholds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,16 +66,14 @@ class Part:
         number: Which part of the micro-batch.
         start: Its first text.
         texts: Its texts.
-        batch: The texts of the whole micro-batch.
-        step_texts: How many the optimizer step has.
+        step_texts: All texts of the optimizer step.
     """
 
     trial: Trial
     number: int
     start: int
     texts: NDArray[np.int64]
-    batch: NDArray[np.int64]
-    step_texts: int
+    step_texts: NDArray[np.int64]
 
     @property
     def slot(self) -> int:
@@ -223,19 +222,20 @@ class Fleet:
         left_over = len(running) % count if count > 1 else 0
         parts = []
         for number, trial in enumerate(running):
-            texts, step_texts = trial.next_batch()
+            texts, step_texts = trial.next_batch(), trial.step_texts()
             pieces = -(-count // left_over) if number >= len(running) - left_over else 1
             pieces = min(len(texts), max(pieces, self._least_parts))
             for part, (start, end) in enumerate(even_runs(self.data.tokens.lengths[texts], pieces)):
                 if part >= self._attached[trial.slot]:
                     self._attach(trial, part)
-                parts.append(Part(trial, part, start, texts[start:end], texts, step_texts))
+                parts.append(Part(trial, part, start, texts[start:end], step_texts))
         return sorted(parts, key=lambda part: -int(self.data.tokens.lengths[part.texts].sum()))
 
     def _backward_of(self, parts: list[Part]) -> list[tuple[Part, float]]:
         """Runs one pack forward and backward; returns each part's loss."""
         batches = [(part.slot, part.texts) for part in parts]
-        firsts, multiple = [part.start for part in parts], self.backbone.pack_multiple
+        counts, multiple = self.data.tokens.sequence_counts, self.backbone.pack_multiple
+        firsts = [int(counts[part.batch[: part.start]].sum()) for part in parts]
         pack = pack_texts(self.data.tokens, batches, self.backbone.layout, firsts, multiple)
         heads = {part.slot: part.trial.parameters.leaves(part.number).head for part in parts}
         streams = {part.slot: part.trial.stream() for part in parts}
@@ -245,8 +245,10 @@ class Fleet:
         return list(zip(parts, torch.stack(losses).detach().tolist(), strict=True))
 
     def _loss(self, part: Part, logits: Tensor) -> Tensor:
-        labels, batch = (self._labels[torch.from_numpy(texts).to(device())] for texts in (part.texts, part.batch))
-        return batch_loss(logits, labels, self._weights[part.trial.slot], part.step_texts, batch)
+        labels, step = (self._labels[torch.from_numpy(texts).to(device())] for texts in (part.texts, part.step_texts))
+        training = part.trial.spec.training
+        gamma = training.focal_gamma if training.loss == "focal" else None
+        return batch_loss(logits, labels, step, self._weights[part.trial.slot], gamma)
 
     def _is_penalised(self, part: Part) -> bool:
         """Returns whether the method's own term of the loss comes with this part: once a micro-batch."""
@@ -290,7 +292,9 @@ class Fleet:
             # Only now: a trial that is saved before it is judged is to be evaluated again.
             trial.progress.evaluated_step = trial.progress.step
             if trial.slot in logits:
-                metrics = evaluate(self.data.labels[texts], logits[trial.slot])
+                labels, own = self.data.labels[texts], logits[trial.slot]
+                thresholds = validation_thresholds(trial.spec.training.thresholds, labels, own)
+                metrics = evaluate(labels, own, thresholds)
                 best = trial.judge(metrics[trial.spec.training.metric])
                 if best:
                     trial.best_logits = logits[trial.slot]

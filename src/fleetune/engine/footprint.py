@@ -40,7 +40,13 @@ def activation_bytes(shape: BackboneShape, precision: str) -> float:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What decides whether a trial fits into a fleet: its method, its training, and how long its texts may be."""
+    """What decides whether a trial fits into a fleet.
+
+    Attributes:
+        method: Its method.
+        training: How it is trained.
+        max_tokens: How many tokens a text may have; in all its windows, where it is read in windows.
+    """
 
     method: Method
     training: TrainingConfig

@@ -54,12 +54,12 @@ def head_logits(
     slot: int,
     state: ForwardState,
 ) -> Tensor:
-    """Returns one trial's logits `(texts, num_labels)` in the type of its head.
+    """Returns one trial's logits `(texts, num_labels)` in the type of its head; those of windows are pooled.
 
     Args:
         model: The classification model whose modules the stages name.
         architecture: Its family.
-        pooled: `(texts, width)` of this trial's texts.
+        pooled: `(texts, width)` of this trial's texts, or `(sequences, width)` where some are read in windows.
         trained: The trial's head parameters by their name in the model.
         slot: The trial's slot.
         state: The forward pass under way.
@@ -72,7 +72,8 @@ def head_logits(
             x = get_activation(getattr(model.config, stage.name, stage.name))(x)
         else:
             x = _module(model, stage.name, x, trained, slot)
-    return x
+    windows = None if state.pack is None else state.pack.segment_of(slot).windows
+    return x if windows is None else windows.pooled(x)
 
 
 def _head_rate(stage: Stage, config: Any, slot: int, state: ForwardState) -> float:

@@ -1,4 +1,8 @@
-"""How the texts of a batch lie in memory: end to end without padding, or side by side with padding."""
+"""How the texts of a batch lie in memory: end to end without padding, or side by side with padding.
+
+In a pack a text is one sequence of tokens. A long text that is read in windows is several: each window is a text like
+any other, with its own positions, number and dropout masks, until `Segment.windows` pools their logits.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from fleetune.engine.windows import Windows
 from fleetune.runtime import device
 
 if TYPE_CHECKING:
@@ -28,11 +33,19 @@ depends neither on the layout nor on which texts of the batch share the pack."""
 
 @dataclass(frozen=True)
 class Segment:
-    """One trial's share of a pack: a run of texts and the run of their tokens."""
+    """One trial's share of a pack: a run of texts and the run of their tokens.
+
+    Attributes:
+        slot: The trial's.
+        texts: Its texts in the pack.
+        tokens: Their tokens.
+        windows: Which of them are windows of one text; None where each stands for itself.
+    """
 
     slot: int
     texts: range
     tokens: range
+    windows: Windows | None = None
 
 
 @dataclass(frozen=True)
@@ -116,17 +129,21 @@ class Pack:
             return [len(segment.tokens) for segment in self.segments]
         return [len(segment.texts) for segment in self.segments]
 
+    def segment_of(self, slot: int) -> Segment:
+        """Returns the share of the trial in `slot`."""
+        return next(segment for segment in self.segments if segment.slot == slot)
+
     def virtual_of(self, slot: int) -> Tensor:
         """Returns one trial's part of `virtual`."""
         assert self.virtual is not None
         if self.layout == "padded":
             return self.virtual
-        own = next(segment.tokens for segment in self.segments if segment.slot == slot)
+        own = self.segment_of(slot).tokens
         return self.virtual[:, own.start : own.stop]
 
     def rows_of(self, slot: int, x: Tensor) -> Tensor:
         """Returns the rows in dropout masks of one trial's `x`: its tokens' or its texts', whatever `x` holds."""
-        segment = next(segment for segment in self.segments if segment.slot == slot)
+        segment = self.segment_of(slot)
         if x.dim() == 2:
             return self.first_rows[segment.texts.start : segment.texts.stop]
         if self.layout == "padded":
@@ -165,16 +182,36 @@ def pack_texts(
 
     Args:
         tokens: The texts.
-        batches: Each trial's slot and texts.
+        batches: Each trial's slot and texts; a text that is read in windows comes with all of them.
         layout: The layout.
-        firsts: The number in its whole batch of each entry's first text, where an entry is a part of a batch.
+        firsts: The number of each entry's first sequence in the trial's whole batch, where an entry is a part of one.
         multiple: A packed pack is filled up with tokens of no text to a multiple of this.
 
     Raises:
         ValueError: If a padded pack is asked for several trials; they take turns there.
     """
+    sequences = [(slot, tokens.sequences_of(texts)) for slot, texts in batches]
+    pack = pack_sequences(tokens, sequences, layout, firsts, multiple)
+    if tokens.text_offsets is None:
+        return pack
+    counts = [tokens.sequence_counts[texts] for _, texts in batches]
+    segments = tuple(
+        replace(segment, windows=Windows(_tensor(own), tokens.pool)) if own.max(initial=1) > 1 else segment
+        for segment, own in zip(pack.segments, counts, strict=True)
+    )
+    return replace(pack, segments=segments)
+
+
+def pack_sequences(
+    tokens: Tokens,
+    batches: Sequence[tuple[int, NDArray[np.int64]]],
+    layout: Layout,
+    firsts: Sequence[int] | None = None,
+    multiple: int = 1,
+) -> Pack:
+    """Returns the pack of sequences that each stand for themselves; arguments as for `pack_texts`."""
     texts = np.concatenate([indices for _, indices in batches])
-    lengths = tokens.lengths[texts].astype(np.int64)
+    lengths = tokens.sequence_lengths[texts].astype(np.int64)
     segments = _segments(batches, lengths)
     counts = [len(indices) for _, indices in batches]
     numbers = np.concatenate(

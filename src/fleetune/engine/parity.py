@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
+from fleetune.data.tokens import Tokens
 from fleetune.engine.architecture import Architecture
 from fleetune.engine.dropout import ForwardState
 from fleetune.engine.layout import Pack, pack_texts
@@ -24,16 +25,13 @@ TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 5e-2}
 positions, root-mean-square norms and eager softmax in fp32."""
 
 
-class _RandomTokens:
-    """Stands in for tokenised texts: random ids, never the padding id."""
-
-    type_ids: NDArray[np.uint8] | None = None
-
-    def __init__(self, vocabulary: int, padding: int | None) -> None:
-        self.lengths = np.array(LENGTHS, dtype=np.int64)
-        self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
-        first = 0 if padding is None else padding + 1
-        self.input_ids = random_stream("parity").integers(first, vocabulary, int(self.offsets[-1]), dtype=np.int32)
+def _random_tokens(vocabulary: int, padding: int | None) -> Tokens:
+    """Returns texts of random ids, never the padding id."""
+    lengths = np.array(LENGTHS, dtype=np.int32)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    first = 0 if padding is None else padding + 1
+    ids = random_stream("parity").integers(first, vocabulary, int(offsets[-1]), dtype=np.int32)
+    return Tokens(ids, None, offsets, lengths, Path())
 
 
 def probe_parity(model: nn.Module, architecture: Architecture, state: ForwardState) -> tuple[float, float]:
@@ -43,7 +41,7 @@ def probe_parity(model: nn.Module, architecture: Architecture, state: ForwardSta
     """
     hub_model: Any = model
     config = hub_model.config
-    tokens: Any = _RandomTokens(config.vocab_size, config.pad_token_id)
+    tokens = _random_tokens(config.vocab_size, config.pad_token_id)
     everything = np.arange(len(LENGTHS))
     base = model.get_submodule(architecture.base).eval()
     single = [pack_texts(tokens, [(0, everything[text : text + 1])], "padded") for text in everything]

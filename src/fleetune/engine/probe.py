@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetune.data.dataset import SplitName
+from fleetune.data.dataset import SplitName, are_known
 from fleetune.data.tokens import Tokens
 from fleetune.engine.backbone import Backbone
 from fleetune.engine.config import TrainingConfig
@@ -133,7 +133,8 @@ def _few_texts(backbone: Backbone, data: FleetData, batch: int) -> FleetData:
     wanted = np.concatenate(list(_batches(backbone, data, batch)))
     texts = np.empty_like(wanted)
     texts[epoch_order(SEED, 0, len(wanted))] = wanted
-    known = [data.splits[split] for split in ("validation", "test") if len(data.splits.get(split, ()))]
+    held_out = [data.splits[split] for split in ("validation", "test") if len(data.splits.get(split, ()))]
+    known = [texts for texts in held_out if are_known(data.labels[texts])]
     splits: dict[SplitName, NDArray[np.int64]] = {
         "train": texts,
         "validation": _of_tokens(data.tokens, (known or [train])[0], 2 * tokens_in_one_pass()),
@@ -164,9 +165,10 @@ def _first_epoch(train: NDArray[np.int64], batch: int) -> NDArray[np.int64]:
 
 def _costs(backbone: Backbone, tokens: Tokens, batches: NDArray[np.int64]) -> NDArray[np.int64]:
     """Returns the tokens `(batches,)` that each batch has in the backbone's layout."""
-    lengths = tokens.lengths[batches]
-    costs: NDArray[np.int64] = lengths.sum(axis=1)
-    return costs if backbone.layout == "packed" else lengths.max(axis=1) * lengths.shape[1]
+    costs: NDArray[np.int64] = tokens.lengths[batches].sum(axis=1)
+    if backbone.layout == "padded":
+        costs = tokens.longest_sequences[batches].max(axis=1) * tokens.sequence_counts[batches].sum(axis=1)
+    return costs
 
 
 def _of_tokens(tokens: Tokens, texts: NDArray[np.int64], limit: int) -> NDArray[np.int64]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from fleetune.engine.backbone import Backbone
 
+HE_GAIN = 6**0.5
+"""Bound of He's uniform start over that of `nn.Linear`'s (He et al., 2015, arXiv:1502.01852)."""
 NORMAL_START = 0.02
 """Standard deviation of what starts at normal values."""
 
@@ -58,6 +60,8 @@ def _start(backbone: Backbone, place: str, name: str, spec: ParameterSpec, seed:
             return lambda: backbone.frozen_module(place).get_parameter(name).detach()
         case "kaiming_uniform":
             return lambda: kaiming_uniform(spec.shape, seed, full)
+        case "he_uniform":
+            return lambda: kaiming_uniform(spec.shape, seed, full) * HE_GAIN
         case "normal":
             return lambda: normal(spec.shape, NORMAL_START, seed, full)
         case "vocabulary":

@@ -136,11 +136,10 @@ class Trial:
             self._order = epoch, epoch_order(self.spec.seed, epoch, len(self.train))
         return self._order[1]
 
-    def next_batch(self) -> tuple[NDArray[np.int64], int]:
-        """Returns the texts of the next micro-batch, and how many texts its optimizer step has in all."""
-        texts = self.step_texts()
+    def next_batch(self) -> NDArray[np.int64]:
+        """Returns the texts of the next micro-batch of the optimizer step under way."""
         size = self.spec.training.batch_size
-        return texts[self.micro_step * size : (self.micro_step + 1) * size], len(texts)
+        return self.step_texts()[self.micro_step * size : (self.micro_step + 1) * size]
 
     def stream(self) -> Stream:
         """Returns what the dropout masks of the next micro-batch depend on."""

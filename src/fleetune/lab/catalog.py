@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
 
 from fleetune import methods
 from fleetune.engine.config import BackboneConfig
@@ -17,11 +20,19 @@ from fleetune.methods.base import BackboneShape, Method
 
 @dataclass(frozen=True)
 class Option:
-    """One setting of a method."""
+    """One setting of a method.
+
+    Attributes:
+        name: Its key in recipes.
+        default: What it is where a recipe does not say.
+        help: What it does.
+        choices: The words that it takes; empty where it takes other values.
+    """
 
     name: str
     default: Any
     help: str
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,7 @@ class MethodEntry:
     Attributes:
         kind: The word for it in recipes.
         summary: What it does, in a line.
+        description: What else there is to say.
         source: Where it was published.
         settings: Every setting by name.
         options: Its settings with their help.
@@ -40,6 +52,7 @@ class MethodEntry:
 
     kind: str
     summary: str
+    description: str
     source: str
     settings: dict[str, Any]
     options: tuple[Option, ...]
@@ -53,7 +66,10 @@ class MethodEntry:
             "summary": self.summary,
             "source": self.source,
             "settings": self.settings,
-            "options": [{"name": one.name, "default": one.default, "help": one.help} for one in self.options],
+            "options": [
+                {"name": one.name, "default": one.default, "help": one.help, "choices": list(one.choices)}
+                for one in self.options
+            ],
             "parameters": dict(self.parameters) if self.parameters is not None else None,
             "misfit": self.misfit,
         }
@@ -111,12 +127,25 @@ def _entry(method: Method, shape: BackboneShape | None, strict: bool) -> MethodE
             if strict:
                 raise
             misfit = str(error)
+    summary, _, description = inspect.cleandoc(type(method).__doc__ or "").partition("\n")
+    options = (Option(name, defaults[name], _line(field.description), _words(field)) for name, field in fields.items())
     return MethodEntry(
         method.kind,
-        (type(method).__doc__ or "").strip().splitlines()[0],
+        summary,
+        description.strip(),
         method.source,
         method.settings,
-        tuple(Option(name, defaults[name], field.description or "") for name, field in fields.items()),
+        tuple(options),
         parameters,
         misfit,
     )
+
+
+def _line(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def _words(field: FieldInfo) -> tuple[str, ...]:
+    """Returns the words of a setting that is one of several."""
+    kinds = (field.annotation, *get_args(field.annotation))
+    return tuple(str(word) for kind in kinds if get_origin(kind) is Literal for word in get_args(kind))

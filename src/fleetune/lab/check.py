@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from fleetune.data.audit import Audit
-from fleetune.data.tokens import Tokens
+from fleetune.data.config import DataConfig
 from fleetune.engine.forecast import Forecast
 from fleetune.lab.forecasts import FleetForecast, Say, forecast_fleets
-from fleetune.lab.inputs import Inputs, gather_inputs, tokens_for
+from fleetune.lab.inputs import Inputs, audit_with, gather_inputs, tokens_for
 from fleetune.lab.plan import Trial
 from fleetune.lab.recipe import Recipe
 from fleetune.memory import available_bytes, used_bytes
@@ -99,22 +99,28 @@ def check(recipe: Recipe, say: Say = lambda line: None) -> Check:
     inputs = gather_inputs(recipe)
     with tempfile.TemporaryDirectory(prefix="fleetune-") as cache:
         tokens = {
-            (data.name, backbone.name): tokens_for(
-                inputs.prepared[data.name], backbone, data.max_tokens, Path(cache) / str(place)
-            )
+            (data.name, backbone.name): tokens_for(inputs.prepared[data.name], backbone, data, Path(cache) / str(place))
             for data in recipe.data
             for place, backbone in enumerate(recipe.backbones)
         }
-        audits = {data.name: _audit(inputs, data.name, tokens[data.name, recipe.backbones[0].name])
+        audits = {data.name: audit_with(inputs.prepared[data.name].audit, data,
+                                        tokens[data.name, recipe.backbones[0].name])
                   for data in recipe.data}  # fmt: skip
         memory = available_bytes() + used_bytes()
         fleets = forecast_fleets(inputs, tokens, say)
     return Check(inputs, audits, fleets, memory, tuple(_warnings(inputs, audits, fleets, memory)))
 
 
-def _audit(inputs: Inputs, name: str, tokens: Tokens) -> Audit:
-    max_tokens = next(data.max_tokens for data in inputs.recipe.data if data.name == name)
-    return inputs.prepared[name].audit.with_tokens(tokens.full_lengths, max_tokens)
+def _cut_texts(data: DataConfig, share: float) -> str:
+    """Returns the warning that a share of the texts is cut, with what reads more of them."""
+    if data.long_texts == "windows":
+        return f"max_windows = {data.max_windows} cuts {share:.0%} of the texts; more windows read on"
+    hints = []
+    if data.long_texts == "head":
+        hints.append('long_texts = "head_tail" keeps their ends too')
+    if isinstance(data.text, str):
+        hints.append('long_texts = "windows" reads them whole')
+    return "; ".join([f"max_tokens = {data.max_tokens} cuts {share:.0%} of the texts", *hints])
 
 
 def _warnings(inputs: Inputs, audits: dict[str, Audit], fleets: tuple[FleetForecast, ...], memory: int) -> list[str]:
@@ -123,12 +129,12 @@ def _warnings(inputs: Inputs, audits: dict[str, Audit], fleets: tuple[FleetForec
         lines += [f"{name}: {warning}" for warning in audit.warnings]
         total = audit.train + audit.validation + audit.test
         if audit.truncated and audit.truncated > MANY_TRUNCATED * total:
-            share = audit.truncated / total
-            lines.append(f"{name}: max_tokens = {audit.max_tokens} cuts {share:.0%} of the texts")
+            data = next(data for data in inputs.recipe.data if data.name == name)
+            lines.append(f"{name}: {_cut_texts(data, audit.truncated / total)}")
         if not audit.validation:
             lines.append(f"{name}: there is no validation split, so each trial's last checkpoint counts as its best")
         for split in ("validation", "test"):
-            size = getattr(audit, split)
+            size = getattr(audit, split) - (audit.unscored if split == "test" else 0)
             if 0 < size < FEW_TEXTS:
                 lines.append(f"{name}: {size} {split} texts can hardly tell methods apart")
     for entry in inputs.recipe.methods:

@@ -16,7 +16,7 @@ from fleetune.lab.folder import RunFolder
 from fleetune.lab.ledger import LedgerReader
 from fleetune.lab.recipe import load_recipe
 from fleetune.lab.results import RunResults, load_results
-from fleetune.metrics import MINIMISED, evaluate
+from fleetune.metrics import MINIMISED
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,19 +49,21 @@ class ExportReport:
 def choose_trial(results: RunResults, wanted: str) -> TrialResult:
     """Returns the finished trial that `wanted` names: `best`, an id or its beginning, or a configuration's name.
 
-    The best is the best seed on validation of the configuration with the best mean on validation.
+    The best is the best seed on validation of the configuration with the best mean on validation. Where a run has
+    several data sets, the name of one stands for the best trial on it.
 
     Raises:
-        UserError: If there is none, or more than one begins like that.
+        UserError: If there is none, more than one begins like that, or they are of several data sets.
     """
     done = [trial for trial in results.trials if trial.status == "done"]
     if not done:
         raise UserError(f"{results.folder} has no finished trial yet.\nType: fleetune status {results.folder}")
     if wanted == BEST:
-        return _best(done)
+        return _best_of_one_data_set(done, wanted)
     named = [trial for trial in done if wanted in (trial.method, f"{trial.method} seed {trial.seed}")]
+    named = named or [trial for trial in done if trial.data == wanted]
     if named:
-        return _best(named)
+        return _best_of_one_data_set(named, wanted)
     matching = [trial for trial in done if trial.id.startswith(wanted)]
     if len(matching) == 1:
         return matching[0]
@@ -112,7 +114,9 @@ def export_trial(run: Path, trial_id: str, to: Path, merge: bool = False) -> Exp
         multi_label=trial.multi_label,
         pairs=meta["data"][trial.data]["pairs"],
         max_tokens=data.max_tokens,
+        long_texts=data.cutting,
         training=_training_summary(results, trial),
+        thresholds=None if trial.final_thresholds is None else trial.final_thresholds.tolist(),
         tokenizer=load_tokenizer(config),
         precision=trial.precision,
         probe=open_tokens(run / facts["tokens"]),
@@ -127,6 +131,17 @@ def validation_score(trial: TrialResult) -> float:
     sign = -1.0 if trial.metric in MINIMISED else 1.0
     values = [entry["metrics"].get(trial.metric, math.nan) for entry in trial.history if entry["best"]]
     return sign * values[-1] if values and math.isfinite(values[-1]) else -math.inf
+
+
+def _best_of_one_data_set(trials: list[TrialResult], wanted: str) -> TrialResult:
+    """Returns the best trial; scores on different texts, or by different metrics, rank nothing."""
+    data = list(dict.fromkeys(trial.data for trial in trials))
+    if len(data) > 1:
+        raise UserError(
+            f"'{wanted}' is of {len(data)} data sets, whose scores cannot be compared.\n"
+            f"Name one, for its best trial ({', '.join(data)}), or a trial's id"
+        )
+    return _best(trials)
 
 
 def _best(done: list[TrialResult]) -> TrialResult:
@@ -152,8 +167,8 @@ def _best_tensors(folder: Path) -> dict[str, Tensor]:
 
 def _training_summary(results: RunResults, trial: TrialResult) -> dict[str, Any]:
     scores = {
-        split: {name: value for name, value in evaluate(*predicted).items() if math.isfinite(value)}
-        for split, predicted in trial.predictions.items()
+        split: {name: value for name, value in trial.scores(split).items() if math.isfinite(value)}
+        for split in trial.predictions
     }
     return {
         "run": results.name,

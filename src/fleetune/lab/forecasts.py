@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from fleetune.data.tokens import Tokens
 from fleetune.engine.backbone import Backbone, load_backbone
 from fleetune.engine.fleet import FleetData, is_out_of_memory
-from fleetune.engine.footprint import Candidate, fits, fleet_bytes, trained_bytes
+from fleetune.engine.footprint import fits, fleet_bytes, trained_bytes
 from fleetune.engine.forecast import Forecast, forecast_by_probe, forecast_by_shape
 from fleetune.engine.probe import Probe, probe, side_by_side
 from fleetune.lab.executors.base import BackboneFacts
 from fleetune.lab.executors.local import facts_of
-from fleetune.lab.inputs import Inputs
+from fleetune.lab.inputs import Inputs, candidate_of
 from fleetune.lab.plan import FleetPlan, Trial
 from fleetune.memory import available_bytes, begin_peak, peak_bytes, used_bytes
 
@@ -105,7 +105,7 @@ class _Group:
     def _forecast_trial(self, trial: Trial, together: int) -> Forecast:
         shape, found = self.backbone.shape, self._probe(trial, together)
         if found is None:
-            needed = self.before + fleet_bytes(shape, [_candidate(trial)])
+            needed = self.before + fleet_bytes(shape, [candidate_of(trial)])
             return forecast_by_shape(needed, shape, trial.method, trial.training, self.data)
         one = forecast_by_probe(found, shape, trial.method, trial.training, self.data)
         return Forecast(one.seconds, max(one.peak_bytes, self.loading))
@@ -115,7 +115,7 @@ class _Group:
         key = _kind(trial, self.backbone, together)
         if key not in self.probes:
             self.probes[key] = None
-            if fits(self.backbone.shape, [_candidate(trial)], self.available):
+            if fits(self.backbone.shape, [candidate_of(trial)], self.available):
                 self.say(f"trying a few steps of {trial.name} on {trial.backbone.name}")
                 begin_peak()
                 with _unless_out_of_memory():
@@ -131,10 +131,6 @@ def _unless_out_of_memory() -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-
-
-def _candidate(trial: Trial) -> Candidate:
-    return Candidate(trial.method, trial.training, trial.data.max_tokens)
 
 
 def _kind(trial: Trial, backbone: Backbone, together: int) -> tuple[object, ...]:

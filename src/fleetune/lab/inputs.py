@@ -7,19 +7,20 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from fleetune.data.audit import Audit
+from fleetune.data.config import DataConfig
 from fleetune.data.prepare import Prepared, prepare
 from fleetune.data.tokens import Tokens, tokenize
 from fleetune.engine.config import BackboneConfig
 from fleetune.engine.footprint import Candidate, fits
 from fleetune.engine.shape import shape_from_config
 from fleetune.engine.source import find_folder
-from fleetune.errors import MethodError
+from fleetune.errors import MethodError, RecipeError
 from fleetune.lab.parameters import ParameterCounts, count_parameters
 from fleetune.lab.plan import Plan, Trial, plan
 from fleetune.lab.recipe import Recipe
 from fleetune.memory import available_bytes
 from fleetune.methods.base import BackboneShape
-from fleetune.metrics import check_metric
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,9 @@ def gather_inputs(recipe: Recipe) -> Inputs:
         DataError: If data cannot be used.
         BackboneError: If a backbone cannot be found.
         MethodError: If a method does not fit a backbone.
-        RecipeError: If the metric does not fit the labels.
+        RecipeError: If a metric or weights of classes do not fit the labels.
     """
     prepared = {config.name: prepare(config, recipe.base) for config in recipe.data}
-    for config in recipe.data:
-        dataset = prepared[config.name].dataset
-        check_metric(recipe.metric, dataset.num_labels, dataset.multi_label)
     shapes = {
         (data.name, backbone.name): shape_from_config(find_folder(backbone), prepared[data.name].dataset.num_labels)
         for data in recipe.data
@@ -61,24 +59,46 @@ def gather_inputs(recipe: Recipe) -> Inputs:
     }
     hashes = {name: one.dataset.content_hash() for name, one in prepared.items()}
     trials = plan(recipe, partial(_fit_into, available_bytes(), shapes), hashes)
+    for trial in trials.trials:
+        _check_labels(trial, prepared[trial.data.name], several=len(recipe.data) > 1)
     parameters = {trial.id: _count(trial, shapes[trial.data.name, trial.backbone.name]) for trial in trials.trials}
     return Inputs(recipe, prepared, trials, shapes, parameters)
 
 
 def tokens_for(
-    prepared: Prepared, backbone: BackboneConfig, max_tokens: int, cache: Path, model_id: str | None = None
+    prepared: Prepared, backbone: BackboneConfig, data: DataConfig, cache: Path, model_id: str | None = None
 ) -> Tokens:
-    """Returns the texts as the backbone's tokenizer cuts them, from `cache` where it has them."""
+    """Returns the texts as the backbone's tokenizer and `data` make them tokens, from `cache` where it has them."""
     from fleetune.engine.backbone import load_tokenizer
 
     tokenizer = load_tokenizer(backbone)
-    return tokenize(prepared.dataset, tokenizer, max_tokens, cache, model_id or str(find_folder(backbone)))
+    model_id = model_id or str(find_folder(backbone))
+    return tokenize(prepared.dataset, tokenizer, data.max_tokens, cache, model_id, data.cutting)
+
+
+def audit_with(audit: Audit, data: DataConfig, tokens: Tokens) -> Audit:
+    """Returns the audit with what tokenising showed."""
+    windowed = int((tokens.sequence_counts > 1).sum())
+    return audit.with_tokens(tokens.full_lengths, data.max_tokens, int(tokens.truncated.sum()), windowed)
+
+
+def _check_labels(trial: Trial, prepared: Prepared, several: bool) -> None:
+    dataset = prepared.dataset
+    try:
+        trial.training.check_labels(dataset.num_labels, dataset.multi_label)
+    except RecipeError as error:
+        raise RecipeError(f"on {trial.data.name}, {error}" if several else str(error)) from None
 
 
 def _fit_into(available: int, shapes: Mapping[tuple[str, str], BackboneShape], trials: Sequence[Trial]) -> bool:
     """Returns whether the trials can train together in `available` bytes."""
     shape = shapes[trials[0].data.name, trials[0].backbone.name]
-    return fits(shape, [Candidate(trial.method, trial.training, trial.data.max_tokens) for trial in trials], available)
+    return fits(shape, [candidate_of(trial) for trial in trials], available)
+
+
+def candidate_of(trial: Trial) -> Candidate:
+    """Returns what decides whether the trial fits into a fleet."""
+    return Candidate(trial.method, trial.training, trial.data.cutting.most_tokens(trial.data.max_tokens))
 
 
 def _count(trial: Trial, shape: BackboneShape) -> ParameterCounts:

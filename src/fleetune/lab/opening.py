@@ -19,7 +19,7 @@ from fleetune.lab.folder import RunFolder
 from fleetune.lab.inputs import Inputs, gather_inputs
 from fleetune.lab.ledger import Ledger
 from fleetune.lab.plan import Trial
-from fleetune.lab.recipe import Recipe, resolved
+from fleetune.lab.recipe import TRACK, Recipe, resolved
 from fleetune.lab.signals import RunInterrupted
 from fleetune.runtime import environment
 
@@ -56,6 +56,8 @@ def open_ledger(place: RunFolder, inputs: Inputs, command: str | None) -> Iterat
         try:
             if not known:
                 _freeze(place, inputs, ledger, command)
+            elif _has_other_trackers(place, inputs.recipe):
+                _freeze_recipe(place, inputs.recipe, ledger)
             yield ledger
         except BaseException as error:
             stopped = isinstance(error, RunInterrupted | KeyboardInterrupt)
@@ -67,8 +69,7 @@ def open_ledger(place: RunFolder, inputs: Inputs, command: str | None) -> Iterat
 
 
 def _freeze(place: RunFolder, inputs: Inputs, ledger: Ledger, command: str | None) -> None:
-    frozen = resolved(inputs.recipe)
-    write_whole(place.recipe, tomli_w.dumps(frozen).encode())
+    _freeze_recipe(place, inputs.recipe, ledger)
     facts: dict[str, Any] = {}
     for name, prepared in inputs.prepared.items():
         folder = place.data(name, len(inputs.prepared) == 1)
@@ -86,13 +87,30 @@ def _freeze(place: RunFolder, inputs: Inputs, ledger: Ledger, command: str | Non
         metric=inputs.recipe.metric,
         command=command or f"fleetune run {shlex.quote(str(place.recipe))}",
         data=facts,
-        recipe=frozen,
     )
     fleet_of = {trial.id: number for number, fleet in enumerate(inputs.plan.fleets) for trial in fleet.trials}
     # The trials come last: a folder that has them has everything before.
     ledger.add_trials(
         _row(trial, position, fleet_of[trial.id], inputs) for position, trial in enumerate(inputs.plan.trials)
     )
+
+
+def _freeze_recipe(place: RunFolder, recipe: Recipe, ledger: Ledger) -> None:
+    frozen = resolved(recipe)
+    write_whole(place.recipe, tomli_w.dumps(frozen).encode())
+    ledger.set_meta(recipe=frozen)
+
+
+def _has_other_trackers(place: RunFolder, recipe: Recipe) -> bool:
+    """Returns whether the frozen recipe names other trackers: what asks for others must hold after a stop, too."""
+    return tuple(_frozen(place).get(TRACK, ())) != recipe.track
+
+
+def _frozen(place: RunFolder) -> dict[str, Any]:
+    try:
+        return tomllib.loads(place.recipe.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def _row(trial: Trial, position: int, fleet: int, inputs: Inputs) -> dict[str, Any]:
@@ -113,12 +131,8 @@ def _row(trial: Trial, position: int, fleet: int, inputs: Inputs) -> dict[str, A
 
 def _other_recipe(place: RunFolder, inputs: Inputs) -> str:
     """Returns the refusal of a folder that holds another run, with the first thing that differs."""
-    try:
-        old = _flat(tomllib.loads(place.recipe.read_text("utf-8")))
-    except (OSError, ValueError):
-        old = {}
-    new = _flat(json.loads(json.dumps(resolved(inputs.recipe))))
-    differing = [key for key in [*new, *old] if old.get(key) != new.get(key)]
+    old, new = _flat(_frozen(place)), _flat(json.loads(json.dumps(resolved(inputs.recipe))))
+    differing = [key for key in [*new, *old] if old.get(key) != new.get(key) and key != TRACK]
     what = f"{differing[0]} differs" if differing else "the texts of the data have changed since"
     return (
         f"{place.path} holds the run of another recipe ({what}).\n"

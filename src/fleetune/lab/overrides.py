@@ -8,11 +8,14 @@ from typing import Any
 from fleetune.errors import RecipeError
 
 Document = dict[str, Any]
+TOP_LEVEL = ("track",)
+"""What stands in a recipe above its tables."""
 
 
 def apply_overrides(document: Document, overrides: list[str]) -> Document:
     """Returns `document` with each `table.key=value` set; the value is read as TOML, and as a string if it is none.
 
+    `track=value` stands above the tables.
     An entry of a list is chosen by its place (`method.0.rank=8`), its name or its kind (`method.lora.rank=8`).
 
     Raises:
@@ -22,7 +25,7 @@ def apply_overrides(document: Document, overrides: list[str]) -> Document:
     for override in overrides:
         path, separator, text = override.partition("=")
         keys = [key.strip() for key in path.split(".")]
-        if not separator or len(keys) < 2 or not all(keys):
+        if not separator or (len(keys) < 2 and keys[0] not in TOP_LEVEL) or not all(keys):
             raise RecipeError(f"--set {override}: expected table.key=value, such as --set training.epochs=1")
         for table in _tables(result, keys[:-1], override):
             table[keys[-1]] = _value(text.strip())

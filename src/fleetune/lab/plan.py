@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -95,33 +95,47 @@ def plan(recipe: Recipe, fits: Fits, data_hashes: Mapping[str, str] | None = Non
         RecipeError: If two configurations are the same, or have the same name.
     """
     hashes = data_hashes or {}
-    names = _configuration_names(recipe)
     trials = tuple(
-        Trial(
-            _trial_id(data, hashes.get(data.name), backbone, configuration, seed),
-            names[place],
-            data,
-            backbone,
-            configuration.method,
-            configuration.training,
-            seed,
-        )
+        _trial(data, hashes.get(data.name), backbone, configuration, name, seed)
         for data in recipe.data
         for backbone in recipe.backbones
-        for place, (configuration, seeds) in enumerate(_configurations(recipe))
+        for configuration, name, seeds in _named_configurations(recipe, data)
         for seed in seeds
     )
     _refuse_twins(trials)
     return Plan(trials, _fleets(trials, fits))
 
 
-def _configurations(recipe: Recipe) -> list[tuple[Configuration, tuple[int, ...]]]:
-    return [(configuration, entry.seeds) for entry in recipe.methods for configuration in entry.configurations]
+def _trial(
+    data: DataConfig,
+    data_hash: str | None,
+    backbone: BackboneConfig,
+    configuration: Configuration,
+    name: str,
+    seed: int,
+) -> Trial:
+    trial_id = _trial_id(data, data_hash, backbone, configuration, seed)
+    return Trial(trial_id, name, data, backbone, configuration.method, configuration.training, seed)
 
 
-def _configuration_names(recipe: Recipe) -> list[str]:
+def _named_configurations(recipe: Recipe, data: DataConfig) -> list[tuple[Configuration, str, tuple[int, ...]]]:
+    """Returns what is trained on `data`, by the metric of `data`, with its name and its seeds."""
+    entries = [entry for entry in recipe.methods if entry.data is None or data.name in entry.data]
+    found = [
+        (_scored_on(data, configuration), entry.seeds) for entry in entries for configuration in entry.configurations
+    ]
+    names = _configuration_names([configuration for configuration, _ in found])
+    return [(configuration, name, seeds) for (configuration, seeds), name in zip(found, names, strict=True)]
+
+
+def _scored_on(data: DataConfig, configuration: Configuration) -> Configuration:
+    if data.metric is None:
+        return configuration
+    return replace(configuration, training=configuration.training.model_copy(update={"metric": data.metric}))
+
+
+def _configuration_names(configurations: Sequence[Configuration]) -> list[str]:
     """Returns a name for each configuration: the method's, and the settings in which its namesakes differ."""
-    configurations = [configuration for configuration, _ in _configurations(recipe)]
     facts = [
         {**configuration.method.settings, **configuration.training.model_dump(mode="json")}
         for configuration in configurations
@@ -157,7 +171,9 @@ def _trial_id(
     data: DataConfig, data_hash: str | None, backbone: BackboneConfig, configuration: Configuration, seed: int
 ) -> str:
     facts = {
-        "data": [data_hash, data.max_tokens] if data_hash else data.model_dump(mode="json", exclude={"name"}),
+        "data": [data_hash, data.max_tokens, *data.cutting.identity]
+        if data_hash
+        else data.model_dump(mode="json", exclude={"name", "metric"}),
         "backbone": backbone.model_dump(mode="json", exclude={"name"}),
         "method": [configuration.method.kind, configuration.method.settings],
         "training": configuration.training.model_dump(mode="json"),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetune.data.dataset import SPLITS, Dataset, SplitName
+from fleetune.data.dataset import SPLITS, Dataset, SplitName, absent_label
 from fleetune.engine.checkpoint import write_whole
 from fleetune.errors import RunError
 
@@ -19,6 +19,8 @@ Predictions = dict[str, tuple[NDArray[Any], NDArray[np.float32]]]
 
 def write_predictions(path: Path, dataset: Dataset, logits: Mapping[SplitName, NDArray[np.float32]]) -> None:
     """Writes one row a text: `split`, `index`, the label (`label`, or one 0/1 `label_<i>` each), one `logit_<i>` each.
+
+    A label that is not known is null.
 
     Args:
         path: The file.
@@ -34,7 +36,9 @@ def write_predictions(path: Path, dataset: Dataset, logits: Mapping[SplitName, N
     names = [split for split in splits for _ in range(len(dataset.splits[split]))]
     labels = dataset.labels[indices]
     columns: dict[str, Any] = {"split": pyarrow.array(names, pyarrow.string()).dictionary_encode(), "index": indices}
-    columns |= {f"label_{i}": labels[:, i] for i in range(labels.shape[1])} if labels.ndim == 2 else {"label": labels}
+    by_column = {f"label_{i}": labels[:, i] for i in range(labels.shape[1])} if labels.ndim == 2 else {"label": labels}
+    absent = absent_label(labels)
+    columns |= {name: pyarrow.array(values, mask=values == absent) for name, values in by_column.items()}
     columns |= {f"logit_{i}": values[:, i].astype(np.float32) for i in range(dataset.num_labels)}
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.table(columns), buffer, compression="zstd")
@@ -43,7 +47,7 @@ def write_predictions(path: Path, dataset: Dataset, logits: Mapping[SplitName, N
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Returns labels and logits by split, as they were written.
+    """Returns labels and logits by split, as they were written; a split without labels has `absent_label` each.
 
     Raises:
         RunError: If the file is damaged.
@@ -58,14 +62,14 @@ def read_predictions(path: Path) -> Predictions:
             f"{path} cannot be read ({str(error).splitlines()[0]}).\nRun the recipe again to make it"
         ) from None
     splits = np.asarray(table["split"].to_pylist(), dtype=object)
-    logits = np.stack(_columns(table, "logit_"), axis=1) if len(table.column_names) else np.empty((0, 0))
-    several = _columns(table, "label_")
-    labels = np.stack(several, axis=1) if several else table["label"].to_numpy()
+    logits = np.stack(_columns(table, "logit_", 0.0), axis=1) if len(table.column_names) else np.empty((0, 0))
+    several = _columns(table, "label_", 255)
+    labels = np.stack(several, axis=1) if several else table["label"].fill_null(-1).to_numpy()
     return {str(name): (labels[splits == name], logits[splits == name]) for name in dict.fromkeys(splits.tolist())}
 
 
-def _columns(table: Any, prefix: str) -> list[NDArray[Any]]:
+def _columns(table: Any, prefix: str, absent: float) -> list[NDArray[Any]]:
     names = sorted(
         (name for name in table.column_names if name.startswith(prefix)), key=lambda n: int(n[len(prefix) :])
     )
-    return [table[name].to_numpy() for name in names]
+    return [table[name].fill_null(absent).to_numpy() for name in names]

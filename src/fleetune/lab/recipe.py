@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,10 +17,13 @@ from fleetune.data.config import DataConfig
 from fleetune.engine.config import BackboneConfig, TrainingConfig
 from fleetune.errors import RecipeError
 from fleetune.lab.overrides import apply_overrides
-from fleetune.lab.validate import checked, refuse_unknown, takes_list, unknown_key
+from fleetune.lab.trackers.names import tracker_names
+from fleetune.lab.validate import checked, is_one_value, refuse_unknown, unknown_key
 from fleetune.methods.base import Method
 
 TABLES = ("data", "backbone", "training", "method")
+TRACK = "track"
+OWN_KEYS = ("kind", "name", "seeds", "data")
 DEFAULT_SEEDS = 3
 EMBEDDED = "embedded:"
 
@@ -51,12 +55,14 @@ class MethodEntry:
         name: Its name in tables, where the recipe gives one.
         seeds: One trial for each.
         configurations: Every point of its grid, in the order of the recipe's lists.
+        data: Names of the data sets it trains on; None is all.
     """
 
     kind: str
     name: str | None
     seeds: tuple[int, ...]
     configurations: tuple[Configuration, ...]
+    data: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ class Recipe:
         methods: The methods with their grids.
         document: The tables as they were read, overrides applied.
         name: Name of the recipe: its file's stem.
+        track: The trackers that show its trials while they train; no part of what a trial is.
     """
 
     base: Path
@@ -78,11 +85,14 @@ class Recipe:
     methods: tuple[MethodEntry, ...]
     document: Document = field(repr=False)
     name: str = "experiment"
+    track: tuple[str, ...] = ()
 
     @property
     def metric(self) -> str:
-        """The metric that chooses the best checkpoint; one for the whole recipe."""
-        return self.methods[0].configurations[0].training.metric
+        """The metric that chooses the best checkpoint: the data sets' if it is one, else that of [training]."""
+        of_training = self.methods[0].configurations[0].training.metric
+        by_data = {data.metric or of_training for data in self.data}
+        return by_data.pop() if len(by_data) == 1 else of_training
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
@@ -101,10 +111,11 @@ def recipe_from(document: Document, base: Path, source: str, name: str = "experi
         RecipeError: If a table is missing, a key is unknown or a value is wrong.
     """
     for key in document:
-        if key not in TABLES:
-            hint = unknown_key(key, TABLES, "").split("; ", 1)[1]
+        if key not in (*TABLES, TRACK):
+            hint = unknown_key(key, (*TABLES, TRACK), "").split("; ", 1)[1]
             raise RecipeError(f"{source}: [{key}] is not a known table; {hint}")
     data = _named(document, "data", DataConfig, source, _data_name)
+    _check_metrics(data, source)
     backbones = _named(document, "backbone", BackboneConfig, source, _backbone_name)
     training = document.get("training", {})
     if not isinstance(training, dict):
@@ -114,15 +125,19 @@ def recipe_from(document: Document, base: Path, source: str, name: str = "experi
     if not entries:
         raise RecipeError(f'{source}: no method is given; add [[method]] and below it kind = "lora"')
     found = tuple(
-        _method_entry(table, training, f"{source}: {place}", f"{source}: [training]") for place, table in entries
+        _method_entry(table, training, f"{source}: {place}", f"{source}: [training]", [one.name for one in data])
+        for place, table in entries
     )
+    _require_methods(data, found, source)
     backbones = tuple(_found_from(base, backbone) for backbone in backbones)
-    return Recipe(base.resolve(), data, backbones, found, document, name)
+    track = tracker_names(document.get(TRACK, []), f"{source}: {TRACK}")
+    return Recipe(base.resolve(), data, backbones, found, document, name, track)
 
 
 def resolved(recipe: Recipe) -> Document:
     """Returns tables that give the same recipe from any folder and with any later version's defaults."""
     return {
+        **({TRACK: list(recipe.track)} if recipe.track else {}),
         "data": [_absolute(config, recipe.base) for config in recipe.data],
         "backbone": [config.model_dump(mode="json", exclude_none=True) for config in recipe.backbones],
         "training": {"seeds": list(recipe.methods[0].seeds), "metric": recipe.metric},
@@ -174,6 +189,21 @@ def _named(document: Document, key: str, model: type[Named], source: str, name_o
     return named
 
 
+def _check_metrics(data: tuple[DataConfig, ...], source: str) -> None:
+    for config in data:
+        if config.metric is not None:
+            place = f"{source}: [data]" if len(data) == 1 else f"{source}: [[data]] '{config.name}'"
+            checked(TrainingConfig, {"metric": config.metric}, place)
+
+
+def _require_methods(data: tuple[DataConfig, ...], entries: tuple[MethodEntry, ...], source: str) -> None:
+    for config in data:
+        if all(entry.data is not None and config.name not in entry.data for entry in entries):
+            raise RecipeError(
+                f"{source}: no [[method]] trains on '{config.name}'; add it to a method's data = […], or leave it out"
+            )
+
+
 def _data_name(config: DataConfig) -> str:
     where = config.hf or str(config.path or config.train)
     return where.replace("/", "-") if config.hf else Path(where.removeprefix(EMBEDDED)).stem
@@ -191,7 +221,7 @@ def _found_from(base: Path, config: BackboneConfig) -> BackboneConfig:
     return config.model_copy(update={"model": str(folder.resolve())})
 
 
-def _method_entry(table: Document, training: Document, place: str, training_place: str) -> MethodEntry:
+def _method_entry(table: Document, training: Document, place: str, training_place: str, data: list[str]) -> MethodEntry:
     kind, name = table.get("kind"), table.get("name")
     if not isinstance(kind, str):
         raise RecipeError(f"{place}.kind is missing; one of: {', '.join(methods.all_methods())}")
@@ -199,12 +229,15 @@ def _method_entry(table: Document, training: Document, place: str, training_plac
         raise RecipeError(f"{place}.name = {name!r}: a string in quotes was expected")
     method_class = _method_class(kind, place)
     place = f"{place} ({kind})"
-    own = {key: value for key, value in table.items() if key not in ("kind", "name", "seeds")}
+    own = {key: value for key, value in table.items() if key not in OWN_KEYS}
     settings_fields, training_fields = method_class.Config.model_fields, TrainingConfig.model_fields
-    refuse_unknown(own, [*settings_fields, *training_fields, "kind", "name", "seeds"], place)
+    refuse_unknown(own, [*settings_fields, *training_fields, *OWN_KEYS], place)
     if "metric" in own or isinstance(training.get("metric"), list):
         where = place if "metric" in own else training_place
-        raise RecipeError(f"{where}.metric: a recipe has one metric, so that its trials can be compared")
+        raise RecipeError(
+            f"{where}.metric: a recipe has one metric, so that its trials can be compared.\n"
+            'Where a data set needs another, type metric = "…" in its [[data]]'
+        )
     settings_grid = _grid({key: own[key] for key in own if key in settings_fields}, method_class.Config, place)
     own_training = {key: own[key] for key in own if key in training_fields}
     places = {key: place if key in own_training else training_place for key in TrainingConfig.model_fields}
@@ -222,7 +255,22 @@ def _method_entry(table: Document, training: Document, place: str, training_plac
     )
     seeds_place = place if "seeds" in table else training_place
     seeds = _seeds(table.get("seeds", training.get("seeds", DEFAULT_SEEDS)), seeds_place)
-    return MethodEntry(kind, name, seeds, configurations)
+    return MethodEntry(kind, name, seeds, configurations, _data_of(table.get("data"), data, place))
+
+
+def _data_of(value: Any, known: list[str], place: str) -> tuple[str, ...] | None:
+    """Returns the names of the data sets that a method is restricted to."""
+    if value is None:
+        return None
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise RecipeError(f"{place}.data = {value!r}: a list of names of data sets was expected")
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(known)}"
+            raise RecipeError(f"{place}.data: no data set is called '{name}'; {hint}")
+    return tuple(dict.fromkeys(names))
 
 
 def _method_class(kind: str, place: str) -> type[Method]:
@@ -247,7 +295,7 @@ def _grid(fields: Document, model: type[BaseModel], places: str | Mapping[str, s
     """Returns every combination of the fields that are lists, the last one varying fastest."""
     axes: list[list[Any]] = []
     for key, value in fields.items():
-        values = _axis(value, takes_list(model.model_fields[key].annotation))
+        values = _axis(value, model.model_fields[key].annotation)
         if not values:
             place = places if isinstance(places, str) else places[key]
             raise RecipeError(f"{place}.{key} = []: a value, or a list of values to try, was expected")
@@ -255,12 +303,8 @@ def _grid(fields: Document, model: type[BaseModel], places: str | Mapping[str, s
     return [dict(zip(fields, point, strict=True)) for point in product(*axes)]
 
 
-def _axis(value: Any, is_list_by_nature: bool) -> list[Any]:
-    if not isinstance(value, list):
-        return [value]
-    if is_list_by_nature and value and not any(isinstance(entry, list) for entry in value):
-        return [value]
-    return value
+def _axis(value: Any, annotation: Any) -> list[Any]:
+    return value if isinstance(value, list) and not is_one_value(annotation, value) else [value]
 
 
 def _seeds(value: Any, place: str) -> tuple[int, ...]:
@@ -284,4 +328,5 @@ def _method_document(configuration: Configuration, entry: MethodEntry) -> Docume
     settings = {key: value for key, value in configuration.method.settings.items() if value is not None}
     training = configuration.training.model_dump(mode="json", exclude_none=True, exclude={"metric"})
     named = {} if entry.name is None else {"name": entry.name}
-    return {"kind": entry.kind, **named, **settings, **training, "seeds": list(entry.seeds)}
+    restricted = {} if entry.data is None else {"data": list(entry.data)}
+    return {"kind": entry.kind, **named, **restricted, **settings, **training, "seeds": list(entry.seeds)}

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fleetune.compare.result import TrialResult, TrialStatus
+from fleetune.data.dataset import are_known
+from fleetune.errors import UserError
 from fleetune.lab.folder import RunFolder
 from fleetune.lab.ledger import LedgerReader, Row
 from fleetune.lab.lock import is_locked
-from fleetune.lab.predictions import read_predictions
+from fleetune.lab.predictions import Predictions, read_predictions
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,20 @@ def load_results(folder: Path) -> RunResults:
     )
 
 
+def load_trial(folder: Path, trial: str) -> TrialResult:
+    """Returns the result of one trial of the run in `folder`, also while others of it train.
+
+    Raises:
+        UserError: If there is no run, or no such trial in it.
+        RunError: If a file of it is damaged.
+    """
+    with LedgerReader(folder) as ledger:
+        rows = ledger.rows("SELECT * FROM trials WHERE id = ?", trial)
+        if not rows:
+            raise UserError(f"{folder} has no trial {trial}.\nType: fleetune status {folder}")
+        return _trial(rows[0], RunFolder(folder), ledger, ledger.meta(), is_locked(folder), _speeds(ledger))
+
+
 def _trial(
     row: Row,
     place: RunFolder,
@@ -98,7 +114,7 @@ def _trial(
         multi_label=data["multi_label"],
         training=training,
         reason=row["reason"],
-        predictions=dict(read_predictions(place.predictions(row["id"]))) if done else {},
+        predictions=_scorable(read_predictions(place.predictions(row["id"]))) if done else {},
         history=_history(ledger, row["id"]),
         losses=[(step["step"], step["loss"]) for step in _steps(ledger, row["id"])],
         parameters=json.loads(row["parameters"]),
@@ -114,6 +130,11 @@ def _trial(
         precision=backbone.get("precision"),
         notes=list(backbone.get("notes", [])),
     )
+
+
+def _scorable(predictions: Predictions) -> Predictions:
+    """Returns the splits whose labels are known; of the others nothing can be said."""
+    return {split: pair for split, pair in predictions.items() if are_known(pair[0])}
 
 
 def _status(stored: str, alive: bool) -> TrialStatus:

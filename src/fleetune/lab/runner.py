@@ -18,7 +18,7 @@ from fleetune.errors import UserError
 from fleetune.lab.executors.base import BackboneFacts, Executor, FleetJob
 from fleetune.lab.executors.local import LocalExecutor
 from fleetune.lab.folder import RunFolder
-from fleetune.lab.inputs import Inputs, tokens_for
+from fleetune.lab.inputs import Inputs, audit_with, tokens_for
 from fleetune.lab.ledger import Ledger
 from fleetune.lab.lock import RunLock
 from fleetune.lab.notices import FleetOpened, RunOpened, Said, Watch, unwatched
@@ -28,6 +28,8 @@ from fleetune.lab.predictions import write_predictions
 from fleetune.lab.recipe import Recipe
 from fleetune.lab.signals import RunInterrupted, StopRequest
 from fleetune.lab.summary import RunSummary, Tally
+from fleetune.lab.trackers.base import Draw
+from fleetune.lab.trackers.feed import Tracking
 from fleetune.memory import begin_peak, give_back, peak_bytes
 from fleetune.runtime import is_busy
 
@@ -38,6 +40,7 @@ def run(
     watch: Watch = unwatched,
     executor: Executor | None = None,
     command: str | None = None,
+    draw: Draw | None = None,
 ) -> RunSummary:
     """Trains what of `recipe` is not trained yet, and writes predictions into `folder`.
 
@@ -47,21 +50,30 @@ def run(
         watch: Is told what happens.
         executor: Trains the fleets; in this process by default.
         command: What the report says repeats the run.
+        draw: Draws finished trials for the recipe's trackers; without it these get no figures.
 
     Raises:
+        MissingExtraError: If the recipe names a tracker whose package is not installed.
         UserError: If the recipe, its data or a backbone cannot be used, or the folder holds another recipe's run.
         RunLockedError: If another process works on the folder.
         RunInterrupted: If Ctrl-C or SIGTERM stopped it; what was trained is saved.
     """
     started, place, tally = time.monotonic(), RunFolder(folder), Tally()
     place.refuse_foreign()
+    tracking = Tracking(recipe.track, watch, draw)
     begin_peak()
     watch(Said("reading and auditing the data"))
     if is_busy():
         watch(Said("other programs keep this machine busy: training will be slower"))
     inputs = gather_for_run(recipe, place)
     folder.mkdir(parents=True, exist_ok=True)
-    with StopRequest() as stop, RunLock(folder), open_ledger(place, inputs, command) as ledger:
+    with (
+        # The trackers are waited for when all else is over: a signal leaves little time to save trials.
+        tracking as watch,
+        StopRequest() as stop,
+        RunLock(folder),
+        open_ledger(place, inputs, command) as ledger,
+    ):
         before = ledger.statuses()
         watch(RunOpened(folder, inputs.plan, before, recipe.metric))
         now = _Run(inputs, place, ledger, executor or LocalExecutor(), watch, stop, tally)
@@ -154,8 +166,8 @@ class _Run:
         """Returns the fleet's texts as tokens, and completes the audit with what they show."""
         prepared = self.inputs.prepared[fleet.data.name]
         folder = self.place.data(fleet.data.name, len(self.inputs.prepared) == 1)
-        tokens = tokens_for(prepared, fleet.backbone, fleet.data.max_tokens, folder / "tokens")
-        prepared.write(folder, prepared.audit.with_tokens(tokens.full_lengths, fleet.data.max_tokens))
+        tokens = tokens_for(prepared, fleet.backbone, fleet.data, folder / "tokens")
+        prepared.write(folder, audit_with(prepared.audit, fleet.data, tokens))
         for name in ("audit.json", "quarantine.csv", "splits.parquet"):
             self.ledger.add_artifact(folder / name, "data")
         return tokens

@@ -24,8 +24,9 @@ class TrialStatus:
         step: Optimizer steps made.
         total_steps: Steps it will make, None before the first.
         loss: Of the last step.
-        value: The run's metric at its best evaluation on validation.
+        value: Its metric at its best evaluation on validation.
         reason: Why it failed.
+        metric: Its metric.
     """
 
     id: str
@@ -39,6 +40,7 @@ class TrialStatus:
     loss: float | None
     value: float | None
     reason: str | None
+    metric: str
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,9 @@ def read_status(folder: Path) -> RunStatus:
         rows = ledger.rows(
             "SELECT trials.*, "
             "(SELECT loss FROM steps WHERE trial = trials.id AND step = trials.step) AS loss, "
-            "(SELECT value FROM metrics WHERE trial = trials.id AND name = ? AND best ORDER BY step DESC LIMIT 1) "
-            "AS value FROM trials ORDER BY position",
-            metric,
+            "json_extract(training, '$.metric') AS metric, "
+            "(SELECT value FROM metrics WHERE trial = trials.id AND name = json_extract(trials.training, '$.metric') "
+            "AND best ORDER BY step DESC LIMIT 1) AS value FROM trials ORDER BY position",
         )
         attempts = ledger.rows("SELECT id, started, ended, process, outcome FROM attempts ORDER BY id")
     trials = [_trial(row, alive) for row in rows]
@@ -97,5 +99,5 @@ def _trial(row: Row, alive: bool) -> TrialStatus:
     status = "pending" if row["status"] == "running" and not alive else row["status"]
     return TrialStatus(
         row["id"], row["name"], row["data"], row["backbone"], row["seed"], status, row["step"], row["total_steps"],
-        row["loss"], row["value"], row["reason"],
+        row["loss"], row["value"], row["reason"], row["metric"],
     )  # fmt: skip

@@ -8,7 +8,7 @@ import math
 import re
 import types
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -79,6 +79,25 @@ def unknown_key(key: str, known: Iterable[str], place: str) -> str:
     near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'?" if near else f"known there: {', '.join(names)}"
     return f"{place}.{key} is not a known key; {hint}"
+
+
+def is_one_value(annotation: Any, value: list[Any]) -> bool:
+    """Returns whether a list given for a field of this type is one value of it, and no axis of the grid.
+
+    It is where the field takes lists, unless it is a list of lists, or of words that each are a value by themselves.
+    """
+    if not value or not takes_list(annotation) or any(isinstance(entry, list) for entry in value):
+        return False
+    words = _words(annotation)
+    return not all(isinstance(entry, str) and entry in words for entry in value)
+
+
+def _words(annotation: Any) -> tuple[Any, ...]:
+    """Returns the words that a field of this type may be by themselves."""
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType):
+        return tuple(word for argument in get_args(annotation) for word in _words(argument))
+    return get_args(annotation) if origin is Literal else ()
 
 
 def takes_list(annotation: Any) -> bool:

@@ -30,7 +30,9 @@ Role = Literal[
     "query", "key", "value", "query_key_value", "attention_output",
     "feed_forward_in", "feed_forward_gate", "feed_forward_out", "token_embedding", "other",
 ]  # fmt: skip
-Initial = Literal["zeros", "ones", "frozen", "kaiming_uniform", "normal", "vocabulary", "computed"]
+Initial = Literal[
+    "zeros", "ones", "frozen", "kaiming_uniform", "he_uniform", "normal", "vocabulary", "computed"
+]  # fmt: skip
 PEFT_PREFIX = "base_model.model."
 """Before the path of a module in PEFT's checkpoints."""
 SHARED = ""
@@ -107,8 +109,9 @@ class ParameterSpec:
     Attributes:
         shape: Its shape.
         initial: Its start: `zeros`, `ones`, `frozen` (a copy of the site's parameter of the same name),
-            `kaiming_uniform` (bound 1/sqrt(fan_in) on the last dimension), `normal` (standard deviation 0.02),
-            `vocabulary` (an embedding site's output for random tokens) or `computed` (by `Method.starts`).
+            `kaiming_uniform` (bound 1/sqrt(fan_in) on the last dimension), `he_uniform` (bound sqrt(6/fan_in)),
+            `normal` (standard deviation 0.02), `vocabulary` (an embedding site's output for random tokens) or `computed`
+            (by `Method.starts`, not for shared ones).
         decay: Whether weight decay acts on it.
         rate: Factor of the learning rate.
         trained: Whether the optimizer changes it; else it is only kept, saved and restored with the trial.
@@ -313,9 +316,9 @@ class Method(ABC):
         """Returns the fields of PEFT's `adapter_config.json`, or None where PEFT has no such method."""
         return None
 
-    def peft_name(self, site: str, parameter: str) -> str:
-        """Returns the name in PEFT's checkpoints of `parameter` at the site called so, or `SHARED`."""
-        return f"{PEFT_PREFIX}{site}.{parameter}"
+    def peft_name(self, site: Site | None, parameter: str) -> str:
+        """Returns the name of `parameter` in PEFT's checkpoints; `site` is None for a shared one."""
+        return f"{PEFT_PREFIX}{site.name}.{parameter}" if site is not None else f"base_model.{parameter}"
 
     def peft_shape(self, parameter: str, site: Site) -> tuple[int, ...]:
         """Returns the shape of `parameter` in PEFT's checkpoints, which has as many elements as ours."""
@@ -335,29 +338,49 @@ def describe_validation(error: ValidationError, known: type[BaseModel], where: s
     return f"{where}: {key} = {fault['input']!r}: {message}" if key else f"{where}: {message}"
 
 
+ALL_LINEAR = "all-linear"
+"""Target that stands for every linear module inside the layers."""
+
+
 def match_targets(shape: BackboneShape, targets: Sequence[str]) -> list[Site]:
     """Returns the linear sites whose path is a target or ends in one, as PEFT matches `target_modules`.
-
-    `all-linear` stands for every linear site inside the layers.
 
     Raises:
         MethodError: If a target matches nothing; the message lists what exists.
     """
     linear = [site for site in shape.sites if site.kind == "linear"]
-    chosen: set[str] = set()
     for target in targets:
-        if target == "all-linear":
-            found = [site.name for site in linear if site.layer is not None]
-        else:
-            found = [site.name for site in linear if site.name == target or site.name.endswith("." + target)]
-        if not found:
+        if not any(is_target(site, (target,)) for site in linear):
             names = ", ".join(module_names(linear))
             raise MethodError(
                 f"target_modules: '{target}' matches no linear module of this {shape.model_type}.\n"
-                f"It has: {names}, or all-linear"
+                f"It has: {names}, or {ALL_LINEAR}"
             )
-        chosen.update(found)
-    return [site for site in linear if site.name in chosen]
+    return [site for site in linear if is_target(site, targets)]
+
+
+def is_target(site: Site, targets: Sequence[str]) -> bool:
+    """Returns whether a linear site's path is one of `targets` or ends in one."""
+    everywhere = ALL_LINEAR in targets and site.layer is not None
+    named = any(site.name == target or site.name.endswith("." + target) for target in targets)
+    return site.kind == "linear" and (everywhere or named)
+
+
+def check_layers(shape: BackboneShape, layers: Sequence[int] | None) -> None:
+    """Raises MethodError unless every one of `layers` is a layer of the backbone; negative ones count from the top."""
+    count = shape.sites[0].num_layers if shape.sites else 0
+    for layer in layers or ():
+        if not -count <= layer < count:
+            raise MethodError(
+                f"layers: this {shape.model_type} has {count} layers, 0 to {count - 1}; there is no layer {layer}"
+            )
+
+
+def in_layers(site: Site, layers: Sequence[int] | None) -> bool:
+    """Returns whether a site lies in one of `layers`, negative ones counted from the top; None are all."""
+    if layers is None or site.layer is None:
+        return layers is None
+    return site.layer in layers or site.layer - site.num_layers in layers
 
 
 def with_roles(shape: BackboneShape, *roles: Role) -> list[Site]:

@@ -16,6 +16,8 @@ from fleetune.methods.base import (
     Role,
     Site,
     SiteCall,
+    check_layers,
+    in_layers,
     with_roles,
 )
 
@@ -39,6 +41,8 @@ class Bottleneck(Method):
         """Function between the two layers."""
         dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
         """Dropout on what the adapter adds."""
+        layers: tuple[int, ...] | None = None
+        """Layers that get adapters; negative ones count from the top. All where absent."""
 
     config: Config
     roles: ClassVar[tuple[Role, ...]]
@@ -52,7 +56,8 @@ class Bottleneck(Method):
                 f"{self.kind} finds no {' or '.join(self.roles)} module in this {shape.model_type}.\n"
                 'Take lora with target_modules = ["all-linear"] instead'
             )
-        return sites
+        check_layers(shape, self.config.layers)
+        return [site for site in sites if in_layers(site, self.config.layers)]
 
     def parameters(self, site: Site) -> dict[str, ParameterSpec]:
         """Returns both layers: 2md + d + m values for width d and bottleneck m (Houlsby et al., 2019, section 2.1)."""

@@ -109,6 +109,6 @@ class Prefix(Method):
             "prefix_projection": False,
         }
 
-    def peft_name(self, site: object, parameter: str) -> str:
+    def peft_name(self, site: Site | None, parameter: str) -> str:
         """Returns `prompt_embeddings`, alone."""
         return parameter

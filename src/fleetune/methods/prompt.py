@@ -80,6 +80,6 @@ class Prompt(Method):
             "num_layers": site.num_layers,
         }
 
-    def peft_name(self, site: object, parameter: str) -> str:
+    def peft_name(self, site: Site | None, parameter: str) -> str:
         """Returns `prompt_embeddings`, alone."""
         return parameter

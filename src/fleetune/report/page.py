@@ -15,8 +15,9 @@ from fleetune.report import words
 from fleetune.report.figure import Figure
 from fleetune.report.figures.audit import SPLITS, class_counts, token_lengths
 from fleetune.report.figures.confusion import confusion_panels, label_panels, per_label_bars, per_label_table
-from fleetune.report.figures.curves import loss_panels, metric_by_step
+from fleetune.report.figures.curves import loss_panels, metrics_by_step
 from fleetune.report.figures.quality import majority_score, metric_bars, quality_against_parameters, seconds_bars
+from fleetune.thresholds import NEUTRAL
 
 if TYPE_CHECKING:
     from fleetune.report.html import Run
@@ -67,6 +68,7 @@ class Section:
     labels: Figure | None
     label_rows: list[dict[str, Any]]
     label_note: str
+    threshold_note: str
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Page:
     shared: list[tuple[str, str]]
     sections: list[Section]
     losses: Panels | None
-    curve: Figure | None
+    curves: list[Figure]
     time: list[Figure]
     audits: list[AuditView]
     notes: list[str]
@@ -109,7 +111,7 @@ class Page:
         for section in self.sections:
             found += section.quality
         found += self.losses.figures if self.losses else []
-        found += [self.curve] if self.curve else []
+        found += self.curves
         for section in self.sections:
             found += section.confusion.figures if section.confusion else []
             found += [section.labels] if section.labels else []
@@ -134,7 +136,7 @@ def build_page(run: Run, comparison: Comparison) -> Page:
     timed = [row for row in rows if row.seconds is not None]
     return Page(
         title=run.name,
-        metric=words.metric_title(comparison.metric),
+        metric=words.metric_title(comparison.metric) if comparison.has_one_metric else "each data set's own metric",
         split=words.SPLIT_TITLES.get(comparison.split, comparison.split),
         question=_question(len(rows)),
         verdict=comparison.verdict.to_json(),
@@ -142,7 +144,7 @@ def build_page(run: Run, comparison: Comparison) -> Page:
         shared=_shared(comparison),
         sections=sections,
         losses=_loss_section(panels) if panels else None,
-        curve=metric_by_step(configurations, comparison.metric, "metric-by-step"),
+        curves=metrics_by_step(rows),
         time=[seconds_bars(timed, "time")] if timed else [],
         audits=[_audit(audit, index) for index, audit in enumerate(run.audits, start=1)],
         notes=_notes(comparison),
@@ -203,20 +205,30 @@ def _section(comparison: Comparison, rows: list[Row], suffix: tuple[str, ...]) -
     lead = next((row for row in scored if row.name == comparison.verdict.recommended), scored[0] if scored else None)
     quality = [metric_bars(comparison, scored, key("score", *suffix))] if scored else []
     if any(row.trainable for row in scored):
-        quality.append(quality_against_parameters(comparison, scored, key("parameters", *suffix)))
+        quality.append(quality_against_parameters(scored, key("parameters", *suffix)))
     compared = scored[:COMPARED_BY_LABEL]
     by_label = per_label_table([lead], split).to_dict("records") if lead else []
     return Section(
         data=rows[0].configuration.first.data,
         lead=lead.name if lead else None,
-        columns=_columns(comparison),
+        columns=_columns(rows[0].metric),
         lines=[_line(row, comparison.verdict.recommended) for row in rows],
         quality=quality,
         confusion=_confusion(rows, lead, split, key("confusion", *suffix)),
         labels=per_label_bars(compared, split, key("labels", *suffix)),
         label_rows=[{str(name): value for name, value in record.items()} for record in by_label],
         label_note=f"The {len(compared)} best of {len(scored)} configurations." if len(scored) > len(compared) else "",
+        threshold_note=_threshold_note(lead),
     )
+
+
+def _threshold_note(lead: Row | None) -> str:
+    """Returns what the column of thresholds shows; nothing where texts have one label each."""
+    if lead is None or not lead.configuration.first.multi_label:
+        return ""
+    seeds = " Mean, and lowest to highest, over seeds." if len(lead.scores) > 1 else ""
+    rule = words.threshold_rule(lead.configuration.first.training.get("thresholds", NEUTRAL), "test")
+    return f"Threshold: the probability from which the label is given. {rule}{seeds}"
 
 
 def _confusion(rows: Sequence[Row], lead: Row | None, split: str, key: str) -> Panels | None:
@@ -235,12 +247,13 @@ def _confusion(rows: Sequence[Row], lead: Row | None, split: str, key: str) -> P
     figures = label_panels(lead, split, key)
     labels = len(first.label_names)
     which = "one a label" if len(figures) == labels else f"of the {len(figures)} most frequent of {labels} labels"
-    caption = f"Of {lead.name}, {which}: numbers of {title} texts, summed over its seeds. Threshold 0.5."
+    caption = f"Of {lead.name}, {which}: numbers of {title} texts, summed over its seeds. "
+    caption += words.threshold_rule(first.training.get("thresholds", NEUTRAL), split)
     return Panels("Confusion matrices by label", caption, figures)
 
 
-def _columns(comparison: Comparison) -> list[str]:
-    title = words.metric_title(comparison.metric)
+def _columns(metric: str) -> list[str]:
+    title = words.metric_title(metric)
     return [title[:1].upper() + title[1:], "Seeds", "Trained", "Adapter", "Head", "Bundle", "Time", "Peak memory"]
 
 
@@ -316,6 +329,7 @@ def _audit(audit: dict[str, Any], index: int) -> AuditView:
         ("Left out by where", audit.get("filtered") or None),
         ("Left out by sample", audit.get("sampled_out") or None),
         *((f"{title[:1].upper()}{title[1:]} texts", audit.get(split)) for split, title in words.SPLIT_TITLES.items()),
+        ("Test texts without labels, not scored", audit.get("unscored") or None),
         ("Duplicates", audit.get("duplicates")),
         ("Texts with conflicting labels", audit.get("conflicts")),
         ("Texts of validation or test also in training", audit.get("leaks")),
@@ -323,8 +337,11 @@ def _audit(audit: dict[str, Any], index: int) -> AuditView:
         ("Left out because they leak", audit.get("dropped") or None),
     ]
     facts = [(name, words.integer(number)) for name, number in counted if number is not None]
+    if windowed := audit.get("windowed"):
+        facts.append(("Read in several windows", f"{windowed:,} ({words.share(windowed, texts)})"))
     if truncated is not None:
-        facts.append((f"Cut to {audit.get('max_tokens')} tokens", f"{truncated:,} ({words.share(truncated, texts)})"))
+        cut = "Cut after the last window" if windowed else f"Cut to {audit.get('max_tokens')} tokens"
+        facts.append((cut, f"{truncated:,} ({words.share(truncated, texts)})"))
     return AuditView(
         name=str(audit.get("name", "data")),
         facts=facts,

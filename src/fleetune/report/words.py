@@ -80,3 +80,12 @@ def key(*parts: str) -> str:
     """Returns `parts` as one lower-case name of letters, digits and hyphens, for files and anchors."""
     plain = unicodedata.normalize("NFKD", "-".join(parts)).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-") or "figure"
+
+
+def threshold_rule(rule: Any, split: str) -> str:
+    """Returns how it is decided which labels the texts of `split` get, where a text may have several."""
+    if rule != "tuned":
+        return f"Threshold {setting(rule)} for each label."
+    if split == "validation":
+        return "Each text is judged by thresholds tuned for each label's F1 on the other folds of validation."
+    return "Thresholds are tuned for each label's F1 on validation alone."

@@ -50,7 +50,9 @@ def token_lengths(audit: Mapping[str, Any], key: str) -> Figure | None:
     caption = "Length of each text in tokens, special tokens included, before cutting."
     if limit is not None:
         drawn = "The dashed line is" if limit <= edges[-1] else "None reaches"
-        caption += f" {drawn} max_tokens = {limit}; {words.integer(audit.get('truncated'))} texts are cut."
+        windowed = audit.get("windowed")
+        read = f" {words.integer(windowed)} texts are read in several windows," if windowed else ""
+        caption += f" {drawn} max_tokens = {limit};{read} {words.integer(audit.get('truncated'))} texts are cut."
     facts = [(name, str(histogram[name])) for name in ("median", "p95", "max") if name in histogram]
     return Figure(
         key=key,

@@ -92,15 +92,36 @@ def per_label_table(rows: Sequence[Row], split: str) -> pd.DataFrame:
         if not trials:
             continue
         names = trials[0].label_names
-        tables = [per_label_metrics(t.predictions[split][0], t.probabilities(split), names) for t in trials]
+        tables = [
+            per_label_metrics(t.predictions[split][0], t.probabilities(split), names, t.thresholds(split))
+            for t in trials
+        ]
+        thresholds = _thresholds_by_label(trials)
         for name in names:
             scores = {key: [table[name][key] for table in tables] for key in tables[0][name]}
             records.append(
                 {"label": name, "support": int(scores["support"][0]), "configuration": row.name, "seeds": len(trials)}
                 | {key: statistics.fmean(scores[key]) for key in ("precision", "recall", "f1", "roc_auc")}
                 | {"f1_lowest": min(scores["f1"]), "f1_highest": max(scores["f1"])}
+                | thresholds.get(name, {})
             )
     return pd.DataFrame.from_records(records)
+
+
+def _thresholds_by_label(trials: Sequence[TrialResult]) -> dict[str, dict[str, float]]:
+    """Returns by label the mean, lowest and highest over seeds of the thresholds; nothing where single-label."""
+    chosen = [trial.final_thresholds for trial in trials if trial.final_thresholds is not None]
+    if not chosen:
+        return {}
+    by_label = zip(trials[0].label_names, np.stack(chosen, axis=1).tolist(), strict=True)
+    return {
+        name: {
+            "threshold": statistics.fmean(values),
+            "threshold_lowest": min(values),
+            "threshold_highest": max(values),
+        }
+        for name, values in by_label
+    }
 
 
 def per_label_bars(rows: Sequence[Row], split: str, key: str) -> Figure | None:

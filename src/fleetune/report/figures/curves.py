@@ -11,6 +11,7 @@ import pandas as pd
 
 from fleetune.compare.configuration import Configuration
 from fleetune.compare.result import TrialResult
+from fleetune.compare.row import Row
 from fleetune.report import words
 from fleetune.report.figure import ACCENT, MUTED, SERIES, Figure, domain, listed, score_ceiling
 
@@ -41,6 +42,8 @@ def loss_panels(configurations: Sequence[Configuration], key: str) -> list[Figur
     steps = max((len(trial.losses) for configuration in configurations for trial in configuration.trials), default=0)
     mean_of = math.ceil(steps / MAX_POINTS)
     caption = f"Training points are means over {mean_of} steps." if mean_of > 1 else ""
+    if any(_is_weighted(configuration.first.training) for configuration in configurations):
+        caption += " Training loss is what was minimised, weights and focus included; validation's is cross entropy."
     return [
         Figure(
             key=f"{key}-{index}",
@@ -53,6 +56,20 @@ def loss_panels(configurations: Sequence[Configuration], key: str) -> list[Figur
         )
         for index, (name, table) in enumerate(tables.items(), start=1)
     ]
+
+
+def metrics_by_step(rows: Sequence[Row]) -> list[Figure]:
+    """Returns `metric_by_step` for each metric by which rows are scored."""
+    metrics = list(dict.fromkeys(row.metric for row in rows))
+    drawn = [
+        metric_by_step(
+            [row.configuration for row in rows if row.metric == metric],
+            metric,
+            "metric-by-step" if len(metrics) == 1 else words.key("metric-by-step", metric),
+        )
+        for metric in metrics
+    ]
+    return [figure for figure in drawn if figure is not None]
 
 
 def metric_by_step(configurations: Sequence[Configuration], metric: str, key: str) -> Figure | None:
@@ -98,6 +115,11 @@ def _loss_table(configuration: Configuration) -> pd.DataFrame:
 def _validation_losses(trial: TrialResult) -> list[tuple[float, float]]:
     pairs = [(one["step"], one["metrics"].get("loss", one["metrics"].get("log_loss"))) for one in trial.history]
     return [(float(step), float(loss)) for step, loss in pairs if _is_number(loss)]
+
+
+def _is_weighted(training: dict[str, Any]) -> bool:
+    plain = {"loss": "cross_entropy", "class_weights": "none"}
+    return any(training.get(key, value) != value for key, value in plain.items())
 
 
 def _is_number(value: Any) -> bool:

@@ -53,10 +53,11 @@ def majority_score(rows: Sequence[Row], metric: str, split: str) -> float | None
 
 
 def metric_bars(comparison: Comparison, rows: Sequence[Row], key: str) -> Figure:
-    """Returns bars of the mean over seeds, each seed as a point, the interval as a line."""
-    title = words.metric_title(comparison.metric)
+    """Returns bars of the mean over seeds of rows on the same data, each seed a point, the interval a line."""
+    metric = rows[0].metric
+    title = words.metric_title(metric)
     scored = [row for row in rows if math.isfinite(row.mean)]
-    baseline = majority_score(scored, comparison.metric, comparison.split)
+    baseline = majority_score(scored, metric, comparison.split)
     records = [
         {
             "configuration": row.name,
@@ -111,9 +112,10 @@ def seconds_bars(rows: Sequence[Row], key: str) -> Figure:
     )
 
 
-def quality_against_parameters(comparison: Comparison, rows: Sequence[Row], key: str) -> Figure:
-    """Returns the mean score over the number of trained parameters, on a logarithmic axis."""
-    title = words.metric_title(comparison.metric)
+def quality_against_parameters(rows: Sequence[Row], key: str) -> Figure:
+    """Returns the mean score of rows on the same data over the number of trained parameters, a logarithmic axis."""
+    metric = rows[0].metric
+    title = words.metric_title(metric)
     scored = [row for row in rows if math.isfinite(row.mean) and row.trainable]
     table = pd.DataFrame.from_records(
         [
@@ -139,7 +141,7 @@ def quality_against_parameters(comparison: Comparison, rows: Sequence[Row], key:
         + listed([(row.name, f"{words.score(row.mean)} with {words.compact(row.trainable)}") for row in scored])
         + ".",
         table=table,
-        draw=lambda numbers: _draw_cost(numbers, comparison.metric),
+        draw=lambda numbers: _draw_cost(numbers, metric),
     )
 
 
