@@ -39,6 +39,20 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "distilbert": {**_COMMON, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 64},
     "roberta": {**_ENCODER, "pad_token_id": 1, "max_position_embeddings": 66},
     "xlm-roberta": {**_ENCODER, "pad_token_id": 1, "max_position_embeddings": 66},
+    "camembert": {**_ENCODER, "pad_token_id": 1, "max_position_embeddings": 66},
+    "mpnet": {**_ENCODER, "pad_token_id": 1, "max_position_embeddings": 66},
+    "deberta-v2": {
+        **_ENCODER,
+        "relative_attention": True,
+        "position_buckets": 8,
+        "max_relative_positions": -1,
+        "pos_att_type": ["p2c", "c2p"],
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "position_biased_input": False,
+        "type_vocab_size": 0,
+        "pooler_hidden_size": 32,
+    },
     "electra": {**_ENCODER, "embedding_size": 16},
     "albert": {**_ENCODER, "embedding_size": 16, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1},
     "modernbert": {**_ENCODER, "local_attention": 8, "global_attn_every_n_layers": 2, "initializer_cutoff_factor": 3.0},
@@ -49,8 +63,50 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "gemma3_text": {**_DECODER, "sliding_window": 6},
     "qwen2": _DECODER,
     "qwen3": _DECODER,
+    "phi": {**_DECODER, "partial_rotary_factor": 0.5},
+    "phi3": {**_DECODER, "sliding_window": 6},
 }
 ARCHITECTURES = sorted(_FIELDS)
+_VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+_LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.1] * 4, "long_factor": [1.5] * 4}
+_VARIANT_FIELDS: dict[str, dict[str, Any]] = {
+    "deberta-v2 with a convolution": {"conv_kernel_size": 3, "conv_act": "gelu"},
+    "deberta-v2 with apart projections": {
+        "share_att_key": False,
+        "position_buckets": -1,
+        "max_relative_positions": 12,
+        "norm_rel_ebd": "none",
+        "position_biased_input": True,
+        "type_vocab_size": 2,
+    },
+    "deberta-v2 from content alone": {"pos_att_type": ["c2p"], "embedding_size": 16},
+    "gemma both ways": {"use_bidirectional_attention": True},
+    "gemma2 both ways": {"use_bidirectional_attention": True},
+    "gemma3_text both ways": {"use_bidirectional_attention": True, "sliding_window": 8},
+    "gemma3 with images": {
+        "text_config": {**_DECODER, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]},
+        "vision_config": {**_VISION, "image_size": 28, "patch_size": 14},
+        "mm_tokens_per_image": 4,
+        "image_token_id": 99,
+    },
+    "llama with biases": {"attention_bias": True, "mlp_bias": True},
+    "mistral without a window": {"sliding_window": None},
+    "phi with norms of heads": {"qk_layernorm": True},
+    "phi3 with long texts": {
+        "sliding_window": None,
+        "original_max_position_embeddings": 64,
+        "max_position_embeddings": 128,
+        "rope_parameters": _LONGROPE,
+    },
+    "qwen2 with a window": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+}
+VARIANTS = sorted(_VARIANT_FIELDS)
+"""Models of a supported architecture whose configuration changes what is computed: `architecture how`."""
+PADDED_ONLY = {"mpnet", "gemma both ways", "gemma2 both ways"} | {
+    name for name in (*ARCHITECTURES, *VARIANTS) if name.startswith("deberta")
+}
+"""Relative positions are not told where texts begin; and Gemma 1 and 2 say that they look both ways, but their masks
+are causal all the same."""
 REPRESENTATIVE = ("bert", "distilbert", "roberta", "modernbert", "llama", "gemma", "qwen2")
 """Those on which exactness is tested at length; Llama's keys are grouped."""
 _VARIANTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
@@ -63,8 +119,10 @@ _VARIANTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 @cache
 def tiny_folder(architecture: str) -> Path:
-    """Returns a folder with a pretrained-looking tiny model: backbone weights, no classification head."""
-    config = transformers.AutoConfig.for_model(architecture, **_FIELDS[architecture])
+    """Returns a folder with a pretrained-looking tiny model (or variant): backbone weights, no classification head."""
+    kind = architecture.split()[0]
+    fields = {**_FIELDS.get(kind, {}), **_VARIANT_FIELDS.get(architecture, {})}
+    config = transformers.AutoConfig.for_model(kind, **fields)
     torch.manual_seed(0)
     model = transformers.AutoModel.from_config(config)
     with torch.no_grad():
@@ -73,7 +131,7 @@ def tiny_folder(architecture: str) -> Path:
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
             assert torch.isfinite(parameter).all(), name
-    folder = Path(mkdtemp(prefix=f"tiny-{architecture}-"))
+    folder = Path(mkdtemp(prefix=f"tiny-{kind}-"))
     model.save_pretrained(folder)
     return folder
 

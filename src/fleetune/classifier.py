@@ -155,7 +155,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         method = get(self.method)() if isinstance(self.method, str) else self.method
         tokenizer = load_tokenizer(config)
         tokens = tokenize_in_memory(dataset, tokenizer, self.max_tokens, cutting)
-        backbone = load_backbone(config, dataset.num_labels, self.precision)
+        backbone = load_backbone(config, dataset.num_labels, self.precision, dataset.label_names)
         _check_lengths(tokens, backbone)
         self.tensors_, self.history_, logits = _train(
             backbone, TrialSpec("classifier", method, training, self.seed), dataset, tokens

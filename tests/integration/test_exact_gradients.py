@@ -75,8 +75,8 @@ def fleet_results(
 def plain_results(model: Any, backbone: Backbone, one: TrialSpec, tensors: Tensors) -> Results:
     """Returns what the Hugging Face model gives with the trial's deltas."""
     reference = Reference(model, one.method, backbone.shape, tensors)
-    # In float64 ModernBERT's eager softmax turns padding outside the sliding window into NaN.
-    batches = TEXTS[:, None] if model.config.model_type == "modernbert" else TEXTS[None]
+    # In float64 eager softmax turns padding outside a sliding window into NaN.
+    batches = TEXTS[:, None] if model.config.model_type in ("modernbert", "phi3") else TEXTS[None]
     inputs = [padded_inputs(DATA.tokens, batch, model.config.pad_token_id) for batch in batches]
     return results(torch.cat([reference(**batch).logits for batch in inputs]), tensors)
 

@@ -26,9 +26,9 @@ def labelled_config(
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}
     config.problem_type = problem_type
-    if getattr(config, "pad_token_id", None) is None and tokenizer is not None:
-        # Without one, a decoder classifies no two texts at once, or by the wrong token.
-        config.pad_token_id = tokenizer.pad_token_id
+    if tokenizer is not None and backbone.architecture.pool == "last":
+        # By another one than the tokenizer pads with, a decoder classifies no two texts at once, or by the wrong token.
+        config.pad_token_id = config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return config  # type: ignore[no-any-return]
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fleetune.errors import BackboneError
 from fleetune.methods.base import Role
 
 StageKind = Literal["module", "activation", "dropout"]
+Relative = Literal["bias", "disentangled"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,10 @@ class Architecture:
         first_position_after_padding: Whether positions start at the padding id + 1 instead of 0.
         encoder: Where the parts of a layer are, for families whose first token speaks and whose positions enter at
             the embeddings alone; None for others.
+        relative: How attention reads relative positions where it does not call transformers' attention interface:
+            `bias` (MPNet) or `disentangled` (DeBERTa-v2); see `engine/relative.py`.
+        heads_first: Ends of the paths of norms that see `(1, heads, tokens, head_width)`, not `(1, tokens, width)`.
+        spare: Modules that classification of texts never calls, below the model; they are dropped after loading.
     """
 
     base: str
@@ -80,6 +85,9 @@ class Architecture:
     pool: Literal["first", "last", "config"] = "first"
     first_position_after_padding: bool = False
     encoder: Encoder | None = None
+    relative: Relative | None = None
+    heads_first: tuple[str, ...] = ()
+    spare: tuple[str, ...] = ()
 
 
 _BERT_ROLES: dict[str, Role] = {
@@ -130,6 +138,21 @@ _ROBERTA = Architecture(
     encoder=_BERT_ENCODER,
 )
 _DECODER = Architecture(base="model", roles=_DECODER_ROLES, stages=(_module("score"),), new=("score",), pool="last")
+_GEMMA3 = replace(_DECODER, heads_first=("self_attn.q_norm", "self_attn.k_norm"))
+_PHI_ROLES: dict[str, Role] = {
+    "self_attn.q_proj": "query",
+    "self_attn.k_proj": "key",
+    "self_attn.v_proj": "value",
+    "self_attn.dense": "attention_output",
+    "mlp.fc1": "feed_forward_in",
+    "mlp.fc2": "feed_forward_out",
+}
+_PHI3_ROLES: dict[str, Role] = {
+    "self_attn.qkv_proj": "query_key_value",
+    "self_attn.o_proj": "attention_output",
+    "mlp.gate_up_proj": "feed_forward_in",
+    "mlp.down_proj": "feed_forward_out",
+}
 
 ARCHITECTURES: dict[str, Architecture] = {
     "bert": _BERT,
@@ -154,6 +177,48 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
+    "camembert": _ROBERTA,
+    "mpnet": Architecture(
+        base="mpnet",
+        roles={
+            "attention.attn.q": "query",
+            "attention.attn.k": "key",
+            "attention.attn.v": "value",
+            "attention.attn.o": "attention_output",
+            "intermediate.dense": "feed_forward_in",
+            "output.dense": "feed_forward_out",
+        },
+        stages=(
+            _dropout("hidden_dropout_prob"),
+            _module("classifier.dense"),
+            _activation("tanh"),
+            _dropout("hidden_dropout_prob"),
+            _module("classifier.out_proj"),
+        ),
+        new=("classifier.dense", "classifier.out_proj"),
+        first_position_after_padding=True,
+        relative="bias",
+    ),
+    "deberta-v2": Architecture(
+        base="deberta",
+        roles={
+            "attention.self.query_proj": "query",
+            "attention.self.key_proj": "key",
+            "attention.self.value_proj": "value",
+            "attention.output.dense": "attention_output",
+            "intermediate.dense": "feed_forward_in",
+            "output.dense": "feed_forward_out",
+        },
+        stages=(
+            _dropout("pooler_dropout"),
+            _module("pooler.dense"),
+            _activation("pooler_hidden_act"),
+            _dropout("cls_dropout", "hidden_dropout_prob"),
+            _module("classifier"),
+        ),
+        new=("pooler.dense", "classifier"),
+        relative="disentangled",
+    ),
     "electra": Architecture(
         base="electra",
         roles=_BERT_ROLES,
@@ -203,7 +268,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         new=("classifier",),
         pool="config",
     ),
-    **dict.fromkeys(("llama", "mistral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3"), _DECODER),
+    **dict.fromkeys(("llama", "mistral", "gemma", "gemma2", "qwen2", "qwen3"), _DECODER),
+    "gemma3_text": _GEMMA3,
+    "gemma3": replace(
+        _GEMMA3, base="model.language_model", spare=("model.vision_tower", "model.multi_modal_projector")
+    ),
+    "phi": replace(_DECODER, roles=_PHI_ROLES, heads_first=("self_attn.q_layernorm", "self_attn.k_layernorm")),
+    "phi3": replace(_DECODER, roles=_PHI3_ROLES),
 }
 
 
@@ -227,3 +298,27 @@ def dropout_rate(config: Any, names: tuple[str, ...]) -> float:
         if rate is not None:
             return float(rate)
     return 0.0
+
+
+BATCH_SCALED = ("longrope", "dynamic")
+"""Kinds of rotary positions whose frequencies follow the longest text of a batch once it passes the trained length."""
+
+
+def position_limit(config: Any) -> int | None:
+    """Returns how many positions a model has, None where any number will do.
+
+    Where frequencies would follow the longest text of a batch, a text's logits would depend on its neighbours; so
+    the length before which they do not is the limit.
+    """
+    text: Any = config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None)
+    if limit is None or not getattr(text, "position_biased_input", True):
+        return None
+    rope = getattr(text, "rope_parameters", None) or {}
+    if rope.get("rope_type") in BATCH_SCALED:
+        limit = min(
+            limit,
+            getattr(text, "original_max_position_embeddings", None) or limit,
+            rope.get("original_max_position_embeddings") or limit,
+        )
+    return int(limit)

@@ -189,7 +189,7 @@ def _plain_attention(query: Tensor, key: Tensor, value: Tensor, call: _Call) -> 
     narrowed = query.shape[0] != pack.tokens
     outputs = []
     for bucket in pack.buckets:
-        q = _in_full(query.index_select(0, bucket.texts)[:, :, None]) if narrowed else _gather(query, bucket)
+        q = in_full(query.index_select(0, bucket.texts)[:, :, None]) if narrowed else _gather(query, bucket)
         k, v = _gather(key, bucket), _gather(value, bucket)
         allowed = _allowed(bucket, call, queries=q.shape[2])
         if (prefixes := call.prefixes) is not None:
@@ -210,10 +210,11 @@ def _plain_attention(query: Tensor, key: Tensor, value: Tensor, call: _Call) -> 
 def _gather(x: Tensor, bucket: Bucket) -> Tensor:
     """Returns `(texts, heads, width, head_width)` of one bucket, in fp32 or better."""
     gathered = x.index_select(0, bucket.index.flatten()).view(*bucket.index.shape, *x.shape[1:]).transpose(1, 2)
-    return _in_full(gathered)
+    return in_full(gathered)
 
 
-def _in_full(x: Tensor) -> Tensor:
+def in_full(x: Tensor) -> Tensor:
+    """Returns `x` in fp32, or in float64 if it is."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -281,8 +282,8 @@ def padded_attention(
         key, value = (_before_all(x, own[0]) for x, own in ((key, prefixes.keys), (value, prefixes.values)))
         if attention_mask is not None:
             attention_mask = functional.pad(attention_mask, (prefixes.longest, 0))
-    q = _in_full(query)
-    k, v = (_in_full(_repeat_heads(x, query)) for x in (key, value))
+    q = in_full(query)
+    k, v = (in_full(_repeat_heads(x, query)) for x in (key, value))
     scores = (q @ k.transpose(2, 3)) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,18 +12,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fleetune.engine.architecture import Architecture, architecture_of
-from fleetune.engine.attention import PACKED, PADDED, register_attention
+from fleetune.engine.architecture import Architecture, architecture_of, position_limit
+from fleetune.engine.attention import register_attention
 from fleetune.engine.config import BackboneConfig
 from fleetune.engine.dropout import FleetDropout, ForwardState, Stream
 from fleetune.engine.encoder import speed_up_encoder
-from fleetune.engine.head import head_logits, pool
+from fleetune.engine.head import checkpoint_head, head_logits, pool
 from fleetune.engine.layout import Layout, Pack
-from fleetune.engine.parity import probe_parity
+from fleetune.engine.parity import IMPLEMENTATIONS, choose_layout
 from fleetune.engine.prefix import PREFIXES
+from fleetune.engine.relative import set_attention, take_over_attention
 from fleetune.engine.shape import shape_of
 from fleetune.engine.site import Delta, SiteModule
 from fleetune.engine.source import find_folder
+from fleetune.engine.tokenizer import load_tokenizer as load_tokenizer
 from fleetune.engine.virtual import with_prefixes, with_virtual_tokens
 from fleetune.errors import BackboneError
 from fleetune.methods.base import SHARED, BackboneShape, Method, Site
@@ -31,7 +33,6 @@ from fleetune.runtime import device, pick_precision, torch_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
 
 LOAD_IN_FULL_BELOW = 1_500_000_000
 """Models with fewer parameters are loaded in fp32 and probed there before they are rounded."""
@@ -89,11 +90,8 @@ class Backbone:
     @property
     def max_positions(self) -> int | None:
         """Longest text in tokens that the backbone takes, None where it has no bound."""
-        config: Any = self.model.config
-        limit = getattr(config, "max_position_embeddings", None)
-        if limit is None:
-            return None
-        return int(limit) - (self._first_position if self.architecture.first_position_after_padding else 0)
+        limit = position_limit(self.model.config)
+        return None if limit is None else limit - self._first_position
 
     @property
     def _first_position(self) -> int:
@@ -135,7 +133,8 @@ class Backbone:
 
     def _site_module(self, site: Site) -> SiteModule:
         if site.name not in self._modules:
-            module = SiteModule(self.model.get_submodule(site.name), site, self.state)
+            dim = 2 if site.name.endswith(self.architecture.heads_first or ("\0",)) else 1
+            module = SiteModule(self.model.get_submodule(site.name), site, self.state, dim)
             _replace(self.model, site.name, module)
             self._modules[site.name] = module
         return self._modules[site.name]
@@ -189,7 +188,7 @@ def run_base(base: nn.Module, pack: Pack, first_position: int, architecture: Arc
         extra["token_type_ids"] = pack.type_ids
     if architecture.pool == "last":
         extra["use_cache"] = False
-    output = _without_pooler(base)(
+    output = without_pooler(base)(
         input_ids=pack.input_ids,
         attention_mask=pack.attention_mask,
         position_ids=pack.positions + first_position + pack.shift,
@@ -198,7 +197,7 @@ def run_base(base: nn.Module, pack: Pack, first_position: int, architecture: Arc
     return output[0]  # type: ignore[no-any-return]
 
 
-def _without_pooler(base: nn.Module) -> nn.Module:
+def without_pooler(base: nn.Module) -> nn.Module:
     """Returns a module that computes as `base` but does not pool.
 
     It would take a pack for one text: the pooler is a stage of the head here. Lanes share `base`, so it stays as it is.
@@ -208,13 +207,16 @@ def _without_pooler(base: nn.Module) -> nn.Module:
     return replica
 
 
-def load_backbone(config: BackboneConfig, num_labels: int, precision: str = "auto") -> Backbone:
+def load_backbone(
+    config: BackboneConfig, num_labels: int, precision: str = "auto", labels: Sequence[str] = ()
+) -> Backbone:
     """Returns the frozen backbone that `config` names, ready for deltas.
 
     Args:
         config: Folder, hub name or embedded name, revision and layout.
         num_labels: Number of the classifier's outputs.
         precision: `auto`, `bf16`, `fp32` or `float64`.
+        labels: Their names, in the order of which a checkpoint's own classifier is put; as it stands if absent.
 
     Raises:
         BackboneError: If it cannot be found, read or used.
@@ -226,15 +228,18 @@ def load_backbone(config: BackboneConfig, num_labels: int, precision: str = "aut
     architecture = architecture_of(model_config.model_type)
     head = _head_names(model, architecture, missing)
     shape = shape_of(model, architecture, head)
-    from_checkpoint = {name: model.get_parameter(name).detach().clone() for name in head if name not in missing}
+    own_head = [name for name in head if name not in missing]
+    from_checkpoint, head_notes = checkpoint_head(model, architecture, own_head, labels)
     model.requires_grad_(False)
     state = ForwardState()
     _prepare_modules(model, architecture, state)
     if architecture.encoder is not None:
         speed_up_encoder(model.get_submodule(architecture.base), architecture.encoder, state)
+    if architecture.relative is not None:
+        take_over_attention(model.get_submodule(architecture.base), architecture.relative, state)
     register_attention()
-    layout, reason = _choose_layout(config, model, architecture, state)
-    set_layout(model, layout)
+    layout, reason = choose_layout(config.layout, model, architecture, state)
+    set_attention(model, architecture, IMPLEMENTATIONS[layout])
     _round(model.get_submodule(architecture.base), torch_dtype(precision))
     model.to(device())
     # Attention modules hand their dropout rate on only in training mode; all else is the same in both.
@@ -250,7 +255,7 @@ def load_backbone(config: BackboneConfig, num_labels: int, precision: str = "aut
         folder=folder,
         model_hash=hash_model(folder),
         head_from_checkpoint=from_checkpoint,
-        notes=_notes(architecture, missing, reason),
+        notes=[*_notes(architecture, missing, reason), *head_notes],
         state=state,
     )
 
@@ -286,6 +291,8 @@ def _load_model(folder: Path, num_labels: int, precision: str) -> tuple[nn.Modul
     finally:
         logging.set_verbosity(level)
         logging.enable_progress_bar()
+    for path in architecture_of(config.model_type).spare:
+        _replace(model, path, None)
     mismatched = {item[0] if isinstance(item, tuple) else item for item in info.get("mismatched_keys", ())}
     return model, set(info["missing_keys"]) | mismatched
 
@@ -303,8 +310,8 @@ def _head_names(model: nn.Module, architecture: Architecture, missing: set[str])
         for name, _ in model.get_submodule(stage).named_parameters()
         if stage in architecture.new or f"{stage}.{name}" in missing
     ]
-    pooler = f"{architecture.base}.pooler"
-    broken = [name for name in sorted(missing) if name not in head and not name.startswith(pooler)]
+    unused = (f"{architecture.base}.pooler", *architecture.spare)
+    broken = [name for name in sorted(missing) if name not in head and not name.startswith(unused)]
     if broken:
         raise BackboneError(
             f"the checkpoint lacks {len(broken)} parameters of the backbone, such as {broken[0]}.\n"
@@ -325,31 +332,9 @@ def _prepare_modules(model: nn.Module, architecture: Architecture, state: Forwar
             object.__setattr__(module, "fleetune_place", f"{path}.attention_weights")
 
 
-def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+def _replace(model: nn.Module, path: str, module: nn.Module | None) -> None:
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)
-
-
-def _choose_layout(
-    config: BackboneConfig, model: nn.Module, architecture: Architecture, state: ForwardState
-) -> tuple[Layout, str]:
-    if config.layout == "padded":
-        return "padded", "the recipe asks for it"
-    difference, tolerance = probe_parity(model, architecture, state)
-    if difference <= tolerance:
-        return "packed", f"equal to the padded model within {difference:.1e} of the largest value"
-    if config.layout == "packed":
-        raise BackboneError(
-            f'layout = "packed" changes this model\'s output by {difference:.1e} of the largest value; '
-            f'at most {tolerance:.0e} is allowed.\nLeave layout out, or set it to "padded"'
-        )
-    return "padded", f"the packed layout differs by {difference:.1e} of the largest value from the padded model"
-
-
-def set_layout(model: nn.Module, layout: Layout) -> None:
-    """Makes the model's attention functions those of `layout`."""
-    hub_model: Any = model
-    hub_model.set_attn_implementation(PACKED if layout == "packed" else PADDED)
 
 
 def _round(base: nn.Module, dtype: torch.dtype) -> None:
@@ -380,22 +365,3 @@ def _notes(architecture: Architecture, missing: Iterable[str], reason: str) -> l
     if trained:
         notes.append(f"The checkpoint lacks {', '.join(trained)}: trained and saved with the head.")
     return notes
-
-
-def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
-    """Returns the backbone's tokenizer, padding on the right, with a pad token even where the model has none.
-
-    Raises:
-        BackboneError: If the folder has no usable tokenizer.
-    """
-    from transformers import AutoTokenizer
-
-    folder = find_folder(config)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, TypeError) as error:
-        raise BackboneError(f"{folder} has no usable tokenizer: {str(error).splitlines()[0]}") from None
-    tokenizer.padding_side = "right"
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer

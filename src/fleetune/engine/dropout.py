@@ -81,6 +81,7 @@ class ForwardState(threading.local):
         streams: Each slot's dropout stream; empty in evaluation.
         calls: How often each place was passed, since some architectures share one module between layers.
         full: What keys and values of a narrowed layer see: all tokens, where the rest sees one of each text.
+        apart: Whether what passes now belongs to no text: embeddings of relative positions, which all texts share.
     """
 
     def __init__(self) -> None:
@@ -88,10 +89,11 @@ class ForwardState(threading.local):
         self.streams: dict[int, Stream] = {}
         self.calls: Counter[tuple[int, str]] = Counter()
         self.full: Tensor | None = None
+        self.apart = False
 
     def begin(self, pack: Pack, streams: dict[int, Stream]) -> None:
         """Sets the pack and the streams of the forward pass that begins."""
-        self.pack, self.streams, self.full = pack, streams, None
+        self.pack, self.streams, self.full, self.apart = pack, streams, None, False
         self.calls.clear()
 
     def end(self) -> None:
@@ -108,7 +110,15 @@ class ForwardState(threading.local):
         """Returns one trial's `x` `(…, width)` with dropout; `x` itself in evaluation or at rate 0."""
         if rate == 0.0 or slot not in self.streams or self.pack is None:
             return x
-        return apply_dropout(x, Mask(self.pack.rows_of(slot, x), self.key(slot, place), rate))
+        rows = self._rows_apart(x) if self.apart else self.pack.rows_of(slot, x)
+        if rows.shape != x.shape[:-1]:
+            raise ValueError(f"{place} drops {tuple(x.shape)}, whose rows {tuple(rows.shape)} are not known")
+        return apply_dropout(x, Mask(rows, self.key(slot, place), rate))
+
+    @staticmethod
+    def _rows_apart(x: Tensor) -> Tensor:
+        # The same for every part of a batch, since all texts of the batch share what is dropped.
+        return torch.arange(x.shape[:-1].numel(), device=x.device).view(x.shape[:-1])
 
     def backbone_rate(self, slot: int, rate: float) -> float:
         """Returns the rate at which the backbone's own dropout acts on a trial."""
@@ -179,7 +189,7 @@ class FleetDropout(nn.Module):
         slots = [segment.slot for segment in pack.segments]
         if len(slots) == 1:
             return state.drop(x, state.backbone_rate(slots[0], self.p), slots[0], self.place)
-        pieces = x.split(pack.sizes_of(x), dim=1)
+        pieces = x.split(pack.sizes_of(x.shape[1]), dim=1)
         rates = [state.backbone_rate(slot, self.p) for slot in slots]
         dropped = [state.drop(p, rate, slot, self.place) for p, rate, slot in zip(pieces, rates, slots, strict=True)]
         return torch.cat(dropped, dim=1)

@@ -66,6 +66,7 @@ class Part:
         number: Which part of the micro-batch.
         start: Its first text.
         texts: Its texts.
+        batch: The texts of the whole micro-batch.
         step_texts: All texts of the optimizer step.
     """
 
@@ -73,6 +74,7 @@ class Part:
     number: int
     start: int
     texts: NDArray[np.int64]
+    batch: NDArray[np.int64]
     step_texts: NDArray[np.int64]
 
     @property
@@ -228,7 +230,7 @@ class Fleet:
             for part, (start, end) in enumerate(even_runs(self.data.tokens.lengths[texts], pieces)):
                 if part >= self._attached[trial.slot]:
                     self._attach(trial, part)
-                parts.append(Part(trial, part, start, texts[start:end], step_texts))
+                parts.append(Part(trial, part, start, texts[start:end], texts, step_texts))
         return sorted(parts, key=lambda part: -int(self.data.tokens.lengths[part.texts].sum()))
 
     def _backward_of(self, parts: list[Part]) -> list[tuple[Part, float]]:
@@ -257,7 +259,7 @@ class Fleet:
     def _penalty(self, part: Part) -> Tensor:
         leaves, method = part.trial.parameters.leaves(part.number), part.trial.spec.method
         by_site = {place: leaves.at(place) for place in method.specs(self.backbone.shape)}
-        return method.penalty(by_site) * (len(part.batch) / part.step_texts)
+        return method.penalty(by_site) * (len(part.batch) / len(part.step_texts))
 
     def _step(self, trial: Trial) -> Stepped:
         totals, norm, rate = trial.finish_step()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,6 +44,36 @@ def _mean(hidden: Tensor, pack: Pack) -> Tensor:
     counted = hidden[0, : len(texts)] if own is None else (hidden * own)[0, : len(texts)]
     total = hidden.new_zeros(len(pack.lengths), hidden.shape[-1]).index_add(0, texts, counted)
     return total / lengths.unsqueeze(-1)
+
+
+def checkpoint_head(
+    model: nn.Module, architecture: Architecture, names: Iterable[str], labels: Sequence[str]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Returns the head's parameters that a checkpoint has, in the order of `labels`, and what a report must say of it.
+
+    A classifier's last rows stand in the order of its own `id2label`. Where that names the same labels in another
+    order, rows are put into ours; where it names others, they are left out, to be drawn anew.
+
+    Args:
+        model: The model as loaded.
+        architecture: Its family.
+        names: Which of its parameters are the head's and came with the checkpoint.
+        labels: The labels in the order of the outputs; rows stay as they are where it is empty.
+    """
+    values = {name: model.get_parameter(name).detach().clone() for name in names}
+    last = [name for name in values if name.rpartition(".")[0] == architecture.stages[-1].name]
+    config: Any = model.config
+    theirs = [str(config.id2label.get(number)).casefold() for number in range(config.num_labels)]
+    ours = [label.casefold() for label in labels]
+    if not last or not labels or ours == theirs or all(name.startswith("label_") for name in theirs):
+        return values, []
+    if sorted(ours) != sorted(theirs) or len(set(ours)) < len(ours):
+        kept = {name: value for name, value in values.items() if name not in last}
+        shown = ", ".join(config.id2label[number] for number in range(min(3, config.num_labels)))
+        return kept, [f"The checkpoint's classifier is for other labels ({shown} …): it was drawn anew."]
+    rows = [theirs.index(label) for label in ours]
+    moved = {name: value[rows] if name in last else value for name, value in values.items()}
+    return moved, ["The checkpoint's classifier has its labels in another order: its rows were put into the data's."]
 
 
 def head_logits(

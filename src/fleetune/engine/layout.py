@@ -123,9 +123,9 @@ class Pack:
         """`(texts,)` the row in dropout masks of each text's first token, and of its pooled vector."""
         return self.numbers << POSITION_BITS
 
-    def sizes_of(self, x: Tensor) -> list[int]:
-        """Returns each segment's rows of `x` `(1, rows, width)`: its tokens, or its texts where one of each is left."""
-        if x.shape[1] == self.tokens:
+    def sizes_of(self, rows: int) -> list[int]:
+        """Returns each segment's share of `rows` rows: its tokens, or its texts where one of each is left."""
+        if rows == self.tokens:
             return [len(segment.tokens) for segment in self.segments]
         return [len(segment.texts) for segment in self.segments]
 

@@ -123,6 +123,8 @@ def _kind(name: str, module: nn.Module) -> SiteKind:
         return "linear"
     if isinstance(module, nn.Embedding):
         return "embedding"
+    if isinstance(module, nn.Conv1d):
+        return "convolution"
     if "norm" in type(module).__name__.lower():
         return "norm"
     raise BackboneError(f"module {name} ({type(module).__name__}) holds parameters and is of no kind known here")

@@ -81,13 +81,15 @@ class SiteModule(nn.Module):
         frozen: The module as the checkpoint has it.
         site: What it is.
         state: The forward pass under way.
+        dim: Which dimension of a pack's input its tokens are.
     """
 
-    def __init__(self, frozen: nn.Module, site: Site, state: ForwardState) -> None:
+    def __init__(self, frozen: nn.Module, site: Site, state: ForwardState, dim: int = 1) -> None:
         super().__init__()
         self.frozen = frozen
         self.site = site
         self.state = state
+        self.dim = dim
         self.deltas: dict[int, Delta] = {}
 
     def attach(self, slot: int, method: Method, parameters: Mapping[str, Tensor]) -> None:
@@ -108,15 +110,16 @@ class SiteModule(nn.Module):
         deltas = [self.deltas.get(segment.slot) for segment in pack.segments]
         if not any(deltas):
             return self.frozen(x)  # type: ignore[no-any-return]
-        pieces = list(x.split(pack.sizes_of(x), dim=1))
+        dim = self.dim
+        pieces = list(x.split(pack.sizes_of(x.shape[dim]), dim=dim))
         if all(delta is not None and delta.method.replaces_output for delta in deltas):
-            return torch.cat([delta.forward(p, p) for delta, p in zip(deltas, pieces, strict=True) if delta], dim=1)
+            return torch.cat([delta.forward(p, p) for delta, p in zip(deltas, pieces, strict=True) if delta], dim=dim)
         if any(delta is not None and delta.method.changes_input for delta in deltas):
             pieces = [delta.transform_input(p) if delta else p for delta, p in zip(deltas, pieces, strict=True)]
-            x = torch.cat(pieces, dim=1)
-        outputs = self.frozen(x).split([piece.shape[1] for piece in pieces], dim=1)
+            x = torch.cat(pieces, dim=dim)
+        outputs = self.frozen(x).split([piece.shape[dim] for piece in pieces], dim=dim)
         rows = zip(deltas, pieces, outputs, strict=True)
-        return torch.cat([delta.forward(piece, out) if delta else out for delta, piece, out in rows], dim=1)
+        return torch.cat([delta.forward(piece, out) if delta else out for delta, piece, out in rows], dim=dim)
 
     def of_trial(self, slot: int, x: Tensor) -> Tensor:
         """Returns the output for `x` that belongs to one trial whole."""

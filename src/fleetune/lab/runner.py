@@ -181,6 +181,7 @@ class _Run:
             specs=tuple(TrialSpec(trial.id, trial.method, trial.training, trial.seed) for trial in todo),
             data=FleetData(tokens, dataset.labels, dataset.splits),
             checkpoints=self.place.trials,
+            labels=tuple(dataset.label_names),
         )
 
     def _record_backbone(self, fleet: FleetPlan, facts: BackboneFacts, tokens: Tokens) -> None:

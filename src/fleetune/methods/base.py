@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-SiteKind = Literal["linear", "norm", "embedding", "attention"]
+SiteKind = Literal["linear", "norm", "embedding", "convolution", "attention"]
 Role = Literal[
     "query", "key", "value", "query_key_value", "attention_output",
     "feed_forward_in", "feed_forward_gate", "feed_forward_out", "token_embedding", "other",
@@ -46,8 +46,8 @@ class Site:
     Attributes:
         name: Path in the plain Hugging Face classification model, such as
             `bert.encoder.layer.0.attention.self.query`.
-        kind: `linear`, `norm` or `embedding`; `attention` is a module that holds nothing itself and gives queries, keys
-            and values to the attention function.
+        kind: `linear`, `norm`, `embedding` or `convolution` (over positions; `(texts, width, longest)`); `attention` is
+            a module that holds nothing itself and gives queries, keys and values to the attention function.
         role: What the module does in its layer; the same word in every architecture.
         layer: Index of its layer, None outside the layers.
         shapes: Shape of each frozen parameter by name: `{"weight": (out, in), "bias": (out,)}`. Of an attention site
@@ -110,8 +110,8 @@ class ParameterSpec:
         shape: Its shape.
         initial: Its start: `zeros`, `ones`, `frozen` (a copy of the site's parameter of the same name),
             `kaiming_uniform` (bound 1/sqrt(fan_in) on the last dimension), `he_uniform` (bound sqrt(6/fan_in)),
-            `normal` (standard deviation 0.02), `vocabulary` (an embedding site's output for random tokens) or `computed`
-            (by `Method.starts`, not for shared ones).
+            `normal` (standard deviation 0.02), `vocabulary` (an embedding site's output for random tokens) or
+            `computed` (by `Method.starts`, not for shared ones).
         decay: Whether weight decay acts on it.
         rate: Factor of the learning rate.
         trained: Whether the optimizer changes it; else it is only kept, saved and restored with the trial.

@@ -53,7 +53,9 @@ class BitFit(Method):
         self, x: Tensor, output: Tensor, parameters: Mapping[str, Tensor], site: Site, call: SiteCall
     ) -> Tensor:
         """Returns the output with the trial's bias in the place of the frozen one."""
-        return output + (parameters["bias"] - call.frozen("bias"))
+        shift = parameters["bias"] - call.frozen("bias")
+        # A convolution's channels come before its positions.
+        return output + (shift[:, None] if site.kind == "convolution" else shift)
 
     def merged(self, parameters: Mapping[str, Tensor], site: Site, frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(parameters)

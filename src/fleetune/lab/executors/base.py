@@ -26,6 +26,7 @@ class FleetJob:
         specs: The trials.
         data: Their texts.
         checkpoints: Folder of the trials' checkpoints.
+        labels: Their names in the order of the outputs.
     """
 
     backbone: BackboneConfig
@@ -34,6 +35,7 @@ class FleetJob:
     specs: tuple[TrialSpec, ...]
     data: FleetData
     checkpoints: Path
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,11 @@ class LocalExecutor:
     def _load(self, job: FleetJob) -> Backbone:
         from fleetune.engine.backbone import load_backbone
 
-        key = (job.backbone, job.num_labels, job.precision)
+        key = (job.backbone, job.num_labels, job.precision, job.labels)
         if self._backbone is None or self._key != key:
             # The old one is let go first, so that two never lie in memory together.
             self._backbone = None
-            self._backbone = load_backbone(job.backbone, job.num_labels, job.precision)
+            self._backbone = load_backbone(job.backbone, job.num_labels, job.precision, job.labels)
             self._key = key
         return self._backbone
 
