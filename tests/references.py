@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from types import SimpleNamespace
@@ -62,7 +62,7 @@ class Reference(torch.nn.Module):
         return {name: self.tensors[f"{site}::{name}"] for place, _, name in own if place == site and name}
 
     def _merged(self) -> Tensors:
-        merged = {}
+        merged: Tensors = {}
         for site in self.method.sites(self.shape):
             frozen = {name: self.model.get_parameter(f"{site.name}.{name}").detach() for name in site.shapes}
             changed = self.method.merged(self.at("") | self.at(site.name), site, frozen)
@@ -77,7 +77,8 @@ class Reference(torch.nn.Module):
     def _with_prompt(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Tensors:
         """Returns embeddings, and the mask, with the prompt in front; in encoders behind the first token."""
         (prompt,) = (tensor for name, tensor in self.tensors.items() if name.endswith("::prompt_embeddings"))
-        words, place = self.model.get_input_embeddings()(input_ids), 0 if self._is_decoder else 1
+        model: Any = self.model
+        words, place = model.get_input_embeddings()(input_ids), 0 if self._is_decoder else 1
         prompts = prompt.expand(len(words), -1, -1)
         seen = attention_mask.new_ones(prompts.shape[:2])
         return {
@@ -92,13 +93,18 @@ class Reference(torch.nn.Module):
         attend = partial(_attention_with_prefix, prefix, iter(range(1000)))
         AttentionInterface.register("reference_prefix", attend)
         ALL_MASK_ATTENTION_FUNCTIONS.register("reference_prefix", eager_mask)
-        stack.callback(self.model.set_attn_implementation, self.model.config._attn_implementation)
-        self.model.set_attn_implementation("reference_prefix")
+        model: Any = self.model
+        stack.callback(model.set_attn_implementation, model.config._attn_implementation)
+        model.set_attn_implementation("reference_prefix")
         positions = torch.arange(input_ids.shape[1]).expand_as(input_ids) + len(prefix) + first
         return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions}
 
     def _put_adapters(self, stack: ExitStack) -> None:
-        activation = {"gelu": functional.gelu, "relu": functional.relu}[self.method.settings["activation"]]
+        functions: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+            "gelu": functional.gelu,
+            "relu": functional.relu,
+        }
+        activation = functions[self.method.settings["activation"]]
         places = [name for name, _ in self.model.named_modules() if self._has_adapter(name)]
         assert len(places) == len(self.method.sites(self.shape))
         for place in places:
@@ -129,7 +135,7 @@ def _attention_with_prefix(
 ) -> tuple[torch.Tensor, None]:
     """Returns eager attention over a layer's prefix and the text; layers are told apart by the order of their calls."""
     count, layer = len(prefix), next(calls)
-    texts, heads, _, width = key.shape
+    texts, heads, width = key.shape[0], key.shape[1], key.shape[3]
     own = prefix.view(count, -1, 2, heads, width)[:, layer].permute(1, 2, 0, 3)
     keys, values = (
         torch.cat([part.expand(texts, -1, -1, -1), x], dim=2) for part, x in zip(own, (key, value), strict=True)

@@ -98,6 +98,11 @@ class Backbone:
         config: Any = self.model.config
         return int(config.pad_token_id) + 1 if self.architecture.first_position_after_padding else 0
 
+    @property
+    def most_virtual_tokens(self) -> int:
+        """How many tokens a method that is attached puts into each text, at most."""
+        return max(self._virtual.values(), default=0)
+
     def attach(self, slot: int, method: Method, parameters: dict[str, dict[str, Tensor]]) -> None:
         """Puts one trial's deltas on the backbone; `parameters` are its tensors by site, the shared ones too."""
         shared = parameters.get(SHARED, {})

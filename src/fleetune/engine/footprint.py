@@ -58,7 +58,7 @@ def fleet_bytes(shape: BackboneShape, fleet: Sequence[Candidate]) -> int:
     precision = fleet[0].training.precision
     frozen = shape.backbone_parameters * BYTES_OF[pick_precision(precision)]
     own = sum(trained_bytes(shape, one.method, precision) for one in fleet)
-    batches = sorted(one.training.batch_size * one.max_tokens for one in fleet)
+    batches = sorted(one.training.batch_size * (one.max_tokens + one.method.virtual_tokens) for one in fleet)
     # On a processor each lane works on one batch, on a GPU all are worked on at a time.
     working = batches[-lanes().count :] if device().type == "cpu" else batches
     return frozen + own + int(sum(working) * activation_bytes(shape, precision))
