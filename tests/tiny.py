@@ -224,11 +224,11 @@ def attached(
 ) -> Iterator[dict[int, dict[str, torch.Tensor]]]:
     """Puts trained tensors, named as `TrialParameters.state` names them, on the backbone; yields the heads by slot."""
     for slot, (method, tensors) in trials.items():
-        by_site: dict[str, dict[str, torch.Tensor]] = {site.name: {} for site in method.sites(backbone.shape)}
+        by_site: dict[str, dict[str, torch.Tensor]] = {}
         for name, tensor in tensors.items():
             site, separator, parameter = name.partition("::")
             if separator:
-                by_site[site][parameter] = tensor
+                by_site.setdefault(site, {})[parameter] = tensor
         backbone.attach(slot, method, by_site)
     try:
         yield {

@@ -77,6 +77,13 @@ PUBLISHED: list[tuple[str, dict[str, Any], int]] = [
     ("head", {}, 1_538),
     ("norm", {}, 25 * 2 * 768 + 1_538),
     ("full", {}, 109_483_778),
+    ("houlsby", {}, 12 * 2 * (2 * 64 * 768 + 768 + 64) + 1_538),
+    ("houlsby", {"bottleneck_size": 8, "layers": [0, -1]}, 2 * 2 * (2 * 8 * 768 + 768 + 8) + 1_538),
+    ("prompt", {}, 20 * 768 + 1_538),
+    ("prompt", {"num_virtual_tokens": 100, "initial": "normal"}, 100 * 768 + 1_538),
+    ("prefix", {}, 12 * 20 * 2 * 768 + 1_538),
+    ("pfeiffer", {}, 12 * (2 * 48 * 768 + 768 + 48) + 1_538),
+    ("pfeiffer", {"bottleneck_size": 256}, 12 * (2 * 256 * 768 + 768 + 256) + 1_538),
     ("full", {"layer_decay": 0.9}, 109_483_778),
     ("full", {"frozen_layers": 12}, 768 * 768 + 768 + 1_538),
 ]

@@ -17,6 +17,7 @@ from fleetune.engine.fleet import Fleet, FleetData
 from fleetune.engine.trial import TrialSpec
 from fleetune.methods import get
 from fleetune.runtime import random_stream
+from tests.references import NOT_MERGEABLE, Reference
 from tests.tiny import padded_inputs, plain_model, random_data, tiny_backbone
 
 STEPS = 50
@@ -46,6 +47,7 @@ class Case:
 
 
 CASES = {
+    **{kind: Case(kind) for kind in sorted(NOT_MERGEABLE)},
     "head": Case("head"),
     "full": Case("full"),
     "bitfit": Case("bitfit"),
@@ -106,12 +108,29 @@ def _plain(case: Case, dtype: torch.dtype, fleet: Fleet) -> Any:
     start = fleet.trials[0].parameters.state()
     if case.config is not None:
         return _peft_model(case, model, start)
+    if case.kind in NOT_MERGEABLE:
+        return Trainable(Reference(model, get(case.kind)(**case.settings), fleet.backbone.shape, start))
     model.requires_grad_(False)
     for name, parameter in model.named_parameters():
         if name.startswith("classifier"):
             parameter.data.copy_(start[name])
         parameter.requires_grad_(name.startswith("classifier") or _is_trained(case.kind, name))
     return model
+
+
+class Trainable(torch.nn.Module):
+    """A reference whose tensors are parameters, as an optimizer wants them."""
+
+    def __init__(self, reference: Reference) -> None:
+        super().__init__()
+        for name, tensor in reference.tensors.items():
+            parameter = torch.nn.Parameter(tensor.detach().clone())
+            self.register_parameter(name.replace(".", "/"), parameter)
+            reference.tensors[name] = parameter
+        self.reference = reference
+
+    def forward(self, **inputs: torch.Tensor) -> Any:
+        return self.reference(**inputs)
 
 
 def _is_trained(kind: str, name: str) -> bool:

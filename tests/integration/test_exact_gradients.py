@@ -16,6 +16,7 @@ from fleetune.engine.fleet import Fleet
 from fleetune.engine.layout import pack_texts
 from fleetune.engine.trial import TrialSpec
 from fleetune.runtime import random_stream
+from tests.references import Reference
 from tests.tiny import (
     REPRESENTATIVE,
     attached,
@@ -72,19 +73,12 @@ def fleet_results(
 
 
 def plain_results(model: Any, backbone: Backbone, one: TrialSpec, tensors: Tensors) -> Results:
-    """Returns what the Hugging Face model gives with the trial's deltas worked into its weights."""
-    weights = {name: tensor for name, tensor in tensors.items() if "::" not in name}
-    for site in one.method.sites(backbone.shape):
-        own = {name: tensors[f"{site.name}::{name}"] for name in one.method.parameters(site)}
-        frozen = {name: model.get_parameter(f"{site.name}.{name}").detach() for name in site.shapes}
-        merged = one.method.merged(own, site, frozen)
-        assert merged is not None
-        weights |= {f"{site.name}.{name}": tensor for name, tensor in merged.items()}
+    """Returns what the Hugging Face model gives with the trial's deltas."""
+    reference = Reference(model, one.method, backbone.shape, tensors)
     # In float64 eager softmax turns padding outside a sliding window into NaN.
     batches = TEXTS[:, None] if model.config.model_type in ("modernbert", "phi3") else TEXTS[None]
     inputs = [padded_inputs(DATA.tokens, batch, model.config.pad_token_id) for batch in batches]
-    logits = torch.cat([torch.func.functional_call(model, weights, kwargs=batch).logits for batch in inputs])
-    return results(logits, tensors)
+    return results(torch.cat([reference(**batch).logits for batch in inputs]), tensors)
 
 
 def gradient_differences(got: Tensors, expected: Tensors) -> dict[str, float]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fleetune.bundle.manifest import Form
 from fleetune.engine.parameters import SEPARATOR
-from fleetune.methods.base import PEFT_PREFIX, BackboneShape, Method, ParameterSpec
+from fleetune.methods.base import BackboneShape, Method, ParameterSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,7 @@ PEFT_ALWAYS_SAVES = ("classifier", "score")
 
 def form_of(method: Method, shape: BackboneShape) -> Form:
     """Returns `adapter` where PEFT knows the method, `parameters` where plain transformers do, else `delta`."""
-    if method.to_peft(method.sites(shape)) is not None:
+    if method.to_peft(method.sites(shape)) is not None and method.fits_peft(shape):
         return "adapter"
     return "parameters" if method.is_plain else "delta"
 
@@ -53,7 +53,7 @@ def stored_names(method: Method, shape: BackboneShape, form: Form) -> dict[str, 
                 names[own] = own
             case _:
                 names[own] = f"{place}.{name}"
-    prefix = PEFT_PREFIX if form == "adapter" else ""
+    prefix = method.peft_prefix if form == "adapter" else ""
     return names | {name: prefix + name for name in shape.head}
 
 

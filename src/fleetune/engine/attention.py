@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 
@@ -14,6 +15,7 @@ from fleetune.engine.dropout import ForwardState, Mask, Threshold, apply_dropout
 from fleetune.engine.kernels import attention as kernels
 from fleetune.engine.kernels.numbers import array_of
 from fleetune.engine.layout import POSITION_BITS
+from fleetune.engine.prefix import Prefixes, prefixes_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,6 +49,7 @@ class _Call:
         window: Reach of a token: itself and this many less one before it (and after it, in encoders).
         softcap: Scores are squashed to ± this by tanh.
         streams: Key and rate of each slot's dropout; empty where nothing is dropped.
+        prefixes: What stands before the texts' own keys and values. It is always seen, whatever the window.
     """
 
     pack: Pack
@@ -55,6 +58,11 @@ class _Call:
     window: int | None
     softcap: float | None
     streams: dict[int, tuple[int, float]]
+    prefixes: Prefixes | None
+
+    def unused(self, slot: int) -> int:
+        """Returns how many rows of the prefixes belong to longer ones than that of `slot`."""
+        return 0 if self.prefixes is None else self.prefixes.longest - self.prefixes.lengths[slot]
 
 
 def packed_attention(
@@ -93,10 +101,14 @@ def packed_attention(
         window=sliding_window,
         softcap=softcap,
         streams=_dropout_streams(state, pack, str(module.fleetune_place), dropout),
+        prefixes=prefixes_of(module, pack),
     )
-    rows = [x.squeeze(0).transpose(0, 1) for x in (query, key, value)]
-    attend: Any = _Attention.apply if _has_kernel(rows, call) else _plain_attention
-    output: Tensor = attend(*rows, call)
+    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
+    if not _has_kernel([q, k, v], call):
+        return _plain_attention(q, k, v, call)[None], None
+    if call.prefixes is not None:
+        k, v = call.prefixes.among_rows(k, v, pack)
+    output: Tensor = _Attention.apply(q, k, v, call)
     return output[None], None
 
 
@@ -110,7 +122,8 @@ def _dropout_streams(state: ForwardState, pack: Pack, place: str, rate: float) -
 def _has_kernel(rows: list[Tensor], call: _Call) -> bool:
     kinds = {x.dtype for x in rows}
     narrow = kinds in ({torch.bfloat16}, {torch.float32})
-    return narrow and rows[0].device.type == "cpu" and call.softcap is None
+    simple = call.prefixes is None or (call.window is None and len(call.pack.segments) == 1)
+    return narrow and rows[0].device.type == "cpu" and call.softcap is None and simple
 
 
 class _Attention(torch.autograd.Function):
@@ -151,6 +164,9 @@ def _kernel_settings(query: Tensor, call: _Call) -> tuple[Any, ...]:
     whole = query.shape[0] == pack.tokens
     counts = lengths if whole else np.ones_like(lengths)
     query_starts = starts if whole else np.arange(len(lengths))
+    if call.prefixes is not None:
+        lengths = lengths + call.prefixes.longest
+        starts = lengths.cumsum() - lengths
     keys, dropped, keep = (
         np.zeros(len(lengths), np.uint64),
         np.zeros(len(lengths), np.int32),
@@ -174,11 +190,15 @@ def _plain_attention(query: Tensor, key: Tensor, value: Tensor, call: _Call) -> 
     outputs = []
     for bucket in pack.buckets:
         q = in_full(query.index_select(0, bucket.texts)[:, :, None]) if narrowed else _gather(query, bucket)
-        k, v = (_repeat_heads(_gather(x, bucket), q) for x in (key, value))
+        k, v = _gather(key, bucket), _gather(value, bucket)
+        allowed = _allowed(bucket, call, queries=q.shape[2])
+        if (prefixes := call.prefixes) is not None:
+            k, v = prefixes.before(k, prefixes.keys, bucket), prefixes.before(v, prefixes.values, bucket)
+            allowed = prefixes.allowed(allowed, bucket)
+        k, v = _repeat_heads(k, q), _repeat_heads(v, q)
         scores = (q @ k.transpose(2, 3)) * call.scale
         if call.softcap is not None:
             scores = call.softcap * torch.tanh(scores / call.softcap)
-        allowed = _allowed(bucket, call, queries=q.shape[2])
         if allowed is not None:
             scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
         weights = _drop_weights(scores.softmax(dim=-1), bucket, call)
@@ -221,16 +241,18 @@ def _drop_weights(weights: Tensor, bucket: Bucket, call: _Call) -> Tensor:
     numbers = call.pack.numbers[bucket.texts].split([texts for _, texts in bucket.shares])
     pieces = weights.split([texts for _, texts in bucket.shares])
     dropped = [
-        _drop_piece(piece, own, *call.streams[slot])
+        _drop_piece(piece, own, *call.streams[slot], call.unused(slot))
         for piece, own, (slot, _) in zip(pieces, numbers, bucket.shares, strict=True)
     ]
     return torch.cat(dropped)
 
 
-def _drop_piece(weights: Tensor, numbers: Tensor, key: int, rate: float) -> Tensor:
+def _drop_piece(weights: Tensor, numbers: Tensor, key: int, rate: float, unused: int = 0) -> Tensor:
+    """Returns weights with dropout; the first `unused` keys are not this trial's, and its mask begins behind them."""
     if rate == 0.0:
         return weights
-    return apply_dropout(weights, Mask(weight_rows(numbers, *weights.shape[1:3]), key, rate))
+    own = apply_dropout(weights[..., unused:], Mask(weight_rows(numbers, *weights.shape[1:3]), key, rate))
+    return torch.cat([weights[..., :unused], own], dim=-1) if unused else own
 
 
 def weight_rows(numbers: Tensor, heads: int, queries: int) -> Tensor:
@@ -255,6 +277,11 @@ def padded_attention(
     `attention_mask` is added to the scores; causality and sliding windows are already in it.
     """
     state: ForwardState = module.fleetune_state  # type: ignore[assignment]
+    prefixes = None if state.pack is None else prefixes_of(module, state.pack)
+    if prefixes is not None:
+        key, value = (_before_all(x, own[0]) for x, own in ((key, prefixes.keys), (value, prefixes.values)))
+        if attention_mask is not None:
+            attention_mask = functional.pad(attention_mask, (prefixes.longest, 0))
     q = in_full(query)
     k, v = (in_full(_repeat_heads(x, query)) for x in (key, value))
     scores = (q @ k.transpose(2, 3)) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
@@ -267,3 +294,9 @@ def padded_attention(
         for words in _dropout_streams(state, state.pack, str(module.fleetune_place), dropout).values():
             weights = _drop_piece(weights, state.pack.numbers, *words)
     return (weights @ v).transpose(1, 2).to(query.dtype), None
+
+
+def _before_all(x: Tensor, learned: Tensor) -> Tensor:
+    """Returns `x` `(texts, heads, longest, head_width)`, before each text `learned` `(tokens, heads, head_width)`."""
+    own = learned.to(x.dtype).transpose(0, 1)[None].expand(len(x), -1, -1, -1)
+    return torch.cat([own, x], dim=2)

@@ -21,6 +21,7 @@ from fleetune.engine.encoder import speed_up_encoder
 from fleetune.engine.head import checkpoint_head, head_logits, pool
 from fleetune.engine.layout import Layout, Pack
 from fleetune.engine.parity import IMPLEMENTATIONS, choose_layout
+from fleetune.engine.prefix import PREFIXES
 from fleetune.engine.quantize import (
     finish_loading,
     loading_options,
@@ -30,9 +31,10 @@ from fleetune.engine.quantize import (
 )
 from fleetune.engine.relative import set_attention, take_over_attention
 from fleetune.engine.shape import shape_of
-from fleetune.engine.site import SiteModule
+from fleetune.engine.site import Delta, SiteModule
 from fleetune.engine.source import find_folder
 from fleetune.engine.tokenizer import load_tokenizer as load_tokenizer
+from fleetune.engine.virtual import with_prefixes, with_virtual_tokens
 from fleetune.errors import BackboneError
 from fleetune.memory import available_bytes
 from fleetune.methods.base import SHARED, BackboneShape, Method, Site
@@ -76,6 +78,9 @@ class Backbone:
     notes: list[str]
     state: ForwardState = field(default_factory=ForwardState)
     _modules: dict[str, SiteModule] = field(default_factory=dict)
+    _attentions: dict[str, dict[int, Delta]] = field(default_factory=dict)
+    _virtual: dict[int, int] = field(default_factory=dict)
+    _prefixes: dict[int, int] = field(default_factory=dict)
 
     @property
     def master_dtype(self) -> torch.dtype:
@@ -102,11 +107,31 @@ class Backbone:
         config: Any = self.model.config
         return int(config.pad_token_id) + 1 if self.architecture.first_position_after_padding else 0
 
+    @property
+    def most_virtual_tokens(self) -> int:
+        """How many tokens a method that is attached puts into each text, at most."""
+        return max(self._virtual.values(), default=0)
+
     def attach(self, slot: int, method: Method, parameters: dict[str, dict[str, Tensor]]) -> None:
         """Puts one trial's deltas on the backbone; `parameters` are its tensors by site, the shared ones too."""
         shared = parameters.get(SHARED, {})
         for site in method.sites(self.shape):
-            self._site_module(site).attach(slot, method, shared | parameters[site.name])
+            own = shared | parameters.get(site.name, {})
+            if site.kind == "attention":
+                self._attach_prefix(
+                    slot, Delta(method, site, own, self.model.get_submodule(site.name), self.state, slot)
+                )
+            else:
+                self._site_module(site).attach(slot, method, own)
+        if method.virtual_tokens:
+            self._virtual[slot] = method.virtual_tokens
+        if method.prefix_tokens:
+            self._prefixes[slot] = method.prefix_tokens
+
+    def _attach_prefix(self, slot: int, delta: Delta) -> None:
+        deltas = self._attentions.setdefault(delta.site.name, {})
+        deltas[slot] = delta
+        object.__setattr__(delta.module, PREFIXES, deltas)
 
     def detach(self, slot: int) -> None:
         """Takes one trial's deltas off."""
@@ -115,6 +140,10 @@ class Backbone:
             if not module.deltas:
                 _replace(self.model, name, module.frozen)
                 del self._modules[name]
+        for deltas in self._attentions.values():
+            deltas.pop(slot, None)
+        self._virtual.pop(slot, None)
+        self._prefixes.pop(slot, None)
 
     def _site_module(self, site: Site) -> SiteModule:
         if site.name not in self._modules:
@@ -143,6 +172,7 @@ class Backbone:
             streams: Each slot's dropout stream; empty in evaluation.
             checkpointing: Whether layers keep their input alone for the backward pass.
         """
+        pack = self._with_learned_tokens(pack)
         self.state.begin(pack, streams, checkpointing)
         try:
             pooled = pool(self._hidden(pack), pack, self.architecture, self.model.config)
@@ -160,6 +190,13 @@ class Backbone:
         finally:
             self.state.end()
 
+    def _with_learned_tokens(self, pack: Pack) -> Pack:
+        """Returns the pack with the virtual tokens and shifted positions that its trials' methods ask for."""
+        # The first token of an encoder's text speaks for it, and stays the first.
+        after = 0 if self.architecture.pool == "last" else 1
+        pack = with_virtual_tokens(pack, self._virtual, after, self.pack_multiple) if self._virtual else pack
+        return with_prefixes(pack, self._prefixes) if self._prefixes else pack
+
     def _hidden(self, pack: Pack) -> Tensor:
         base = self.model.get_submodule(self.architecture.base)
         return run_base(base, pack, self._first_position, self.architecture)
@@ -175,7 +212,7 @@ def run_base(base: nn.Module, pack: Pack, first_position: int, architecture: Arc
     output = without_pooler(base)(
         input_ids=pack.input_ids,
         attention_mask=pack.attention_mask,
-        position_ids=pack.positions + first_position,
+        position_ids=pack.positions + first_position + pack.shift,
         **extra,
     )
     return output[0]  # type: ignore[no-any-return]

@@ -79,11 +79,12 @@ def logits_by_slot(
     sequences, counts = tokens.sequences_of(texts), tokens.sequence_counts[texts]
     lengths = tokens.sequence_lengths[sequences]
     order = np.argsort(lengths, kind="stable")
+    with_virtual = lengths + backbone.most_virtual_tokens
     results: dict[int, NDArray[np.float32]] = {}
     passes = [
         (slots, rows)
         for slots in _groups(backbone, list(heads))
-        for rows in _batches(order, lengths, tokens_in_one_pass() // len(slots))
+        for rows in _batches(order, with_virtual, tokens_in_one_pass() // len(slots))
     ]
 
     def predict(item: tuple[list[int], NDArray[np.int64]]) -> dict[int, NDArray[np.float32]]:

@@ -23,6 +23,7 @@ from fleetune.engine.lanes import lanes
 from fleetune.engine.layout import even_runs, pack_texts
 from fleetune.engine.loss import batch_loss, class_weights
 from fleetune.engine.trial import Trial, TrialSpec
+from fleetune.errors import RecipeError
 from fleetune.metrics import evaluate
 from fleetune.runtime import device
 from fleetune.thresholds import validation_thresholds
@@ -55,6 +56,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Returns whether `error` says that memory ran out, on a GPU or in the process."""
     words = "can't allocate memory", "not enough memory", "out of memory"
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
+def check_positions(backbone: Backbone, specs: Sequence[TrialSpec], tokens: Tokens) -> None:
+    """Does nothing if the longest text and what methods put to it fit the backbone's positions.
+
+    Raises:
+        RecipeError: If a method puts tokens or a prefix to a text that has no room for them.
+    """
+    limit, longest = backbone.max_positions, int(tokens.longest_sequences.max(initial=0))
+    for method in (spec.method for spec in specs):
+        more = method.virtual_tokens + method.prefix_tokens
+        if more and limit is not None and longest + more > limit:
+            raise RecipeError(
+                f"a text has {longest} tokens, {method.kind} puts {more} to it, and this backbone takes {limit}.\n"
+                f"Type: max_tokens = {max(1, limit - more)}, or give {method.kind} fewer num_virtual_tokens"
+            )
 
 
 @dataclass(frozen=True)
@@ -96,6 +113,7 @@ class Fleet:
     def __init__(
         self, backbone: Backbone, specs: Sequence[TrialSpec], data: FleetData, checkpoints: Path | None = None
     ) -> None:
+        check_positions(backbone, specs, data.tokens)
         self.backbone = backbone
         self.data = data
         self.trials = [

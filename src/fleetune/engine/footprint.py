@@ -78,7 +78,7 @@ def fleet_bytes(shape: BackboneShape, fleet: Sequence[Candidate], available: int
     own = sum(trained_bytes(shape, one.method, one.training) for one in fleet)
     batches = sorted(
         one.training.batch_size
-        * one.max_tokens
+        * (one.max_tokens + one.method.virtual_tokens)
         * activation_bytes(shape, precision, one.training.gradient_checkpointing)
         for one in fleet
     )

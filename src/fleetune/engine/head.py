@@ -34,12 +34,16 @@ def pool(hidden: Tensor, pack: Pack, architecture: Architecture, config: Any) ->
 
 
 def _mean(hidden: Tensor, pack: Pack) -> Tensor:
+    """Returns the mean over each text's own tokens; virtual ones do not speak for it."""
+    lengths = pack.lengths if pack.virtual_counts is None else pack.lengths - pack.virtual_counts
+    own = None if pack.virtual is None else (pack.virtual < 0).unsqueeze(-1)
     if pack.attention_mask is not None:
         real = pack.attention_mask.unsqueeze(-1)
-        return (hidden * real).sum(dim=1) / pack.lengths.unsqueeze(-1)
+        return (hidden * (real if own is None else real * own)).sum(dim=1) / lengths.unsqueeze(-1)
     texts = torch.repeat_interleave(torch.arange(len(pack.lengths), device=hidden.device), pack.lengths)
-    total = hidden.new_zeros(len(pack.lengths), hidden.shape[-1]).index_add(0, texts, hidden[0, : len(texts)])
-    return total / pack.lengths.unsqueeze(-1)
+    counted = hidden[0, : len(texts)] if own is None else (hidden * own)[0, : len(texts)]
+    total = hidden.new_zeros(len(pack.lengths), hidden.shape[-1]).index_add(0, texts, counted)
+    return total / lengths.unsqueeze(-1)
 
 
 def checkpoint_head(

@@ -82,6 +82,9 @@ class Pack:
         lengths: `(texts,)` tokens of each text.
         numbers: `(texts,)` the number of each text in its trial's batch.
         segments: Each trial's share, in order.
+        virtual: As `input_ids`: which virtual token stands at a place, -1 for a text's own; None if there are none.
+        virtual_counts: `(texts,)` how many virtual tokens each text has among its tokens; None if there are none.
+        shift: What is added to `positions` where a prefix takes those before a text: one number, or one a token.
     """
 
     layout: Layout
@@ -93,6 +96,9 @@ class Pack:
     lengths: Tensor
     numbers: Tensor
     segments: tuple[Segment, ...]
+    virtual: Tensor | None = None
+    virtual_counts: Tensor | None = None
+    shift: Tensor | int = 0
 
     @property
     def tokens(self) -> int:
@@ -126,6 +132,14 @@ class Pack:
     def segment_of(self, slot: int) -> Segment:
         """Returns the share of the trial in `slot`."""
         return next(segment for segment in self.segments if segment.slot == slot)
+
+    def virtual_of(self, slot: int) -> Tensor:
+        """Returns one trial's part of `virtual`."""
+        assert self.virtual is not None
+        if self.layout == "padded":
+            return self.virtual
+        own = self.segment_of(slot).tokens
+        return self.virtual[:, own.start : own.stop]
 
     def rows_of(self, slot: int, x: Tensor) -> Tensor:
         """Returns the rows in dropout masks of one trial's `x`: its tokens' or its texts', whatever `x` holds."""

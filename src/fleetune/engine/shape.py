@@ -55,16 +55,27 @@ def shape_of(model: nn.Module, architecture: Architecture, new: Iterable[str]) -
     sites = _numbered(_sites(model, architecture, head))
     counted = sum(_size(site) for site in sites)
     config: Any = model.config
-    return BackboneShape(config.model_type, sites, head, counted)
+    return BackboneShape(
+        config.model_type,
+        sites,
+        head,
+        counted,
+        attentions=_attentions(sites, config),
+        causal=architecture.pool == "last",
+        windowed=_is_windowed(config),
+    )
 
 
 def _sites(model: nn.Module, architecture: Architecture, head: Mapping[str, tuple[int, ...]]) -> Iterable[Site]:
     used = _used_modules(architecture)
+    hub_model: Any = model
+    words = hub_model.get_input_embeddings()
     for name, module in model.named_modules():
         own = _shapes(module)
         if not own or not used(name) or any(f"{name}.{key}" in head for key in own):
             continue
-        yield Site(name, _kind(name, module), _role(name, architecture), _layer(name), own)
+        role: Role = "token_embedding" if module is words else _role(name, architecture)
+        yield Site(name, _kind(name, module), role, _layer(name), own)
 
 
 def _numbered(sites: Iterable[Site]) -> tuple[Site, ...]:
@@ -80,6 +91,25 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     if isinstance(module, QuantizedLinear):
         return module.shapes
     return {key: tuple(value.shape) for key, value in module.named_parameters(recurse=False)}
+
+
+def _attentions(sites: Iterable[Site], config: Any) -> tuple[Site, ...]:
+    """Returns the modules that hold the projections of keys, with the shape of one token's keys and values."""
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    shapes = {"key": (heads, width), "value": (heads, width)}
+    return tuple(
+        Site(site.name.rpartition(".")[0], "attention", "other", site.layer, shapes, site.num_layers)
+        for site in sites
+        if site.role in ("key", "query_key_value")
+    )
+
+
+def _is_windowed(config: Any) -> bool:
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        return any(kind != "full_attention" for kind in kinds)
+    return getattr(config, "sliding_window", None) is not None
 
 
 def _used_modules(architecture: Architecture) -> Any:

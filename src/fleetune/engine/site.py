@@ -50,6 +50,15 @@ class Delta:
         """Returns `x` with dropout from the trial's own stream."""
         return self.state.drop(x, rate, self.slot, self.site.name)
 
+    def virtual(self) -> Tensor:
+        """Returns which virtual token stands at each place of the trial's segment; -1 for a text's own token."""
+        assert self.state.pack is not None
+        return self.state.pack.virtual_of(self.slot)
+
+    def prefix(self) -> tuple[Tensor, Tensor]:
+        """Returns the keys and values `(prefix_tokens, heads, head_width)` before those of each text."""
+        return self.method.prefix(self.parameters, self.site)
+
     def replaced(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         """Returns the frozen module's output for `x` with some of its parameters replaced."""
         return with_parameters(self.module, parameters)(x)  # type: ignore[no-any-return]

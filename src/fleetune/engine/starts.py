@@ -67,8 +67,19 @@ def _start(backbone: Backbone, place: str, name: str, spec: ParameterSpec, seed:
             return lambda: kaiming_uniform(spec.shape, seed, full) * HE_GAIN
         case "normal":
             return lambda: normal(spec.shape, NORMAL_START, seed, full)
+        case "vocabulary":
+            return lambda: _of_random_tokens(backbone.frozen_module(place), spec.shape[0], seed, full)
         case _:
             return lambda: torch.full(spec.shape, 1.0 if spec.initial == "ones" else 0.0)
+
+
+def _of_random_tokens(embedding: torch.nn.Module, count: int, seed: int, place: str) -> Tensor:
+    """Returns the embeddings `(count, width)` of tokens drawn from the vocabulary, as the layers get them."""
+    weight = embedding.get_parameter("weight")
+    chosen = random_stream("initial", seed, place).integers(0, weight.shape[0], count)
+    with torch.no_grad():
+        embeddings: Tensor = embedding(torch.from_numpy(chosen).to(weight.device))
+    return embeddings
 
 
 def _head_start(backbone: Backbone, name: str, shape: tuple[int, ...], seed: int) -> Callable[[], Tensor]:

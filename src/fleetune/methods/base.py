@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-SiteKind = Literal["linear", "norm", "embedding", "convolution"]
+SiteKind = Literal["linear", "norm", "embedding", "convolution", "attention"]
 Role = Literal[
     "query", "key", "value", "query_key_value", "attention_output",
-    "feed_forward_in", "feed_forward_gate", "feed_forward_out", "other",
+    "feed_forward_in", "feed_forward_gate", "feed_forward_out", "token_embedding", "other",
 ]  # fmt: skip
-Initial = Literal["zeros", "ones", "frozen", "kaiming_uniform", "he_uniform", "normal", "computed"]
+Initial = Literal[
+    "zeros", "ones", "frozen", "kaiming_uniform", "he_uniform", "normal", "vocabulary", "computed"
+]  # fmt: skip
 PEFT_PREFIX = "base_model.model."
 """Before the path of a module in PEFT's checkpoints."""
 SHARED = ""
@@ -44,10 +46,12 @@ class Site:
     Attributes:
         name: Path in the plain Hugging Face classification model, such as
             `bert.encoder.layer.0.attention.self.query`.
-        kind: `linear`, `norm`, `embedding` or `convolution` (over positions; `(texts, width, longest)`).
+        kind: `linear`, `norm`, `embedding` or `convolution` (over positions; `(texts, width, longest)`); `attention` is
+            a module that holds nothing itself and gives queries, keys and values to the attention function.
         role: What the module does in its layer; the same word in every architecture.
         layer: Index of its layer, None outside the layers.
-        shapes: Shape of each frozen parameter by name: `{"weight": (out, in), "bias": (out,)}`.
+        shapes: Shape of each frozen parameter by name: `{"weight": (out, in), "bias": (out,)}`. Of an attention site
+            `(heads, head_width)` of its keys and values: `{"key": (…), "value": (…)}`.
         num_layers: How many layers the backbone has.
     """
 
@@ -75,16 +79,22 @@ class BackboneShape:
 
     Attributes:
         model_type: Hugging Face's name of the architecture, such as `bert`.
-        sites: Every site, in the order of the forward pass's definition.
+        sites: Every site that holds parameters, in the order of the forward pass's definition.
         head: Shapes of the head's parameters by their name in the Hugging Face model. These are trained by
             every method.
         backbone_parameters: Number of the backbone's parameters, head excluded.
+        attentions: Every attention site, in order.
+        causal: Whether a token sees only those before it.
+        windowed: Whether in some layers a token sees only those near it.
     """
 
     model_type: str
     sites: tuple[Site, ...]
     head: Mapping[str, tuple[int, ...]]
     backbone_parameters: int
+    attentions: tuple[Site, ...] = ()
+    causal: bool = False
+    windowed: bool = False
 
     @property
     def head_parameters(self) -> int:
@@ -100,7 +110,8 @@ class ParameterSpec:
         shape: Its shape.
         initial: Its start: `zeros`, `ones`, `frozen` (a copy of the site's parameter of the same name),
             `kaiming_uniform` (bound 1/sqrt(fan_in) on the last dimension), `he_uniform` (bound sqrt(6/fan_in)),
-            `normal` (standard deviation 0.02) or `computed` (by `Method.starts`, not for shared ones).
+            `normal` (standard deviation 0.02), `vocabulary` (an embedding site's output for random tokens) or
+            `computed` (by `Method.starts`, not for shared ones).
         decay: Whether weight decay acts on it.
         rate: Factor of the learning rate.
         trained: Whether the optimizer changes it; else it is only kept, saved and restored with the trial.
@@ -129,6 +140,9 @@ class SiteCall(Protocol):
 
     def replaced(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         """Returns the frozen module's output for `x` with some of its parameters replaced."""
+
+    def virtual(self) -> Tensor:
+        """Returns which virtual token stands at each place `(1, tokens)` or `(texts, longest)`; -1 for a text's own."""
 
 
 class MethodConfig(BaseModel):
@@ -175,6 +189,16 @@ class Method(ABC):
         """Every setting by name, defaults included."""
         return self.config.model_dump(mode="json")
 
+    @property
+    def virtual_tokens(self) -> int:
+        """How many tokens of its own it puts into each text; they take positions."""
+        return 0
+
+    @property
+    def prefix_tokens(self) -> int:
+        """How many keys and values it puts before those of each text; the text's positions begin behind them."""
+        return 0
+
     @abstractmethod
     def sites(self, shape: BackboneShape) -> list[Site]:
         """Returns the sites it changes.
@@ -218,6 +242,14 @@ class Method(ABC):
             site: The site.
             call: Frozen parameters, dropout and the module itself.
         """
+
+    def prefix(self, parameters: Mapping[str, Tensor], site: Site) -> tuple[Tensor, Tensor]:
+        """Returns keys and values `(prefix_tokens, heads, head_width)` that stand before each text's own.
+
+        Only if `prefix_tokens`; called in the place of `forward` at attention sites. Rotary positions do not act on
+        them.
+        """
+        raise NotImplementedError
 
     def penalty(self, parameters: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
         """Returns what is added to the loss of each optimizer step; only if `has_penalty`.
@@ -272,6 +304,13 @@ class Method(ABC):
     def is_plain(self) -> bool:
         """Whether all that it trains are the backbone's own parameters, so that plain Hugging Face can load them."""
         return False
+
+    peft_prefix: ClassVar[str] = PEFT_PREFIX
+    """Before the path of a module of the head in PEFT's checkpoints."""
+
+    def fits_peft(self, shape: BackboneShape) -> bool:
+        """Returns whether PEFT, if it has the method, computes the same on such a backbone."""
+        return True
 
     def to_peft(self, sites: Iterable[Site]) -> dict[str, Any] | None:
         """Returns the fields of PEFT's `adapter_config.json`, or None where PEFT has no such method."""

@@ -132,7 +132,8 @@ def attend(query, key, value, query_starts, query_counts, starts, lengths, texts
     """Sets `out` and `log_sums`, from `query` `(queries, heads, width)` and `key`, `value` `(tokens, groups, width)`.
 
     Args:
-        query: Rows `query_starts[t]` up to `query_counts[t]` more belong to text `t`, its first tokens in order.
+        query: Rows `query_starts[t]` up to `query_counts[t]` more belong to text `t`: its first tokens in order, or, if
+            causal, its last. A text with a prefix has more keys than queries.
         key: Rows `starts[t]` up to `lengths[t]` more belong to text `t`.
         value: As `key`.
         query_starts: First row of each text in `query`.
@@ -156,6 +157,7 @@ def attend(query, key, value, query_starts, query_counts, starts, lengths, texts
     weights, largest, totals = np.empty((longest, longest), F), np.empty(longest, F), np.empty(longest, F)
     for t in range(len(lengths)):
         length, count, start, first = lengths[t], query_counts[t], starts[t], query_starts[t]
+        ahead = length - count if causal else 0
         for head in range(heads):
             if head % per_group == 0:
                 _fill(k, key, start, length, head // per_group, width, F(1))
@@ -165,10 +167,10 @@ def attend(query, key, value, query_starts, query_counts, starts, lengths, texts
             multiply(weights.ctypes.data, longest, _to_tiles(count), _to_tiles(length), q.ctypes.data, wide, 1,
                      k_columns.ctypes.data, longest, width)  # fmt: skip
             for i in range(count):
-                low, high = _first_key(i, window), _end_of_keys(i, length, causal, window)
+                low, high = _first_key(ahead + i, window), _end_of_keys(ahead + i, length, causal, window)
                 largest[i] = _largest(weights[i], low, high)
             for i in range(count):
-                low, high = _first_key(i, window), _end_of_keys(i, length, causal, window)
+                low, high = _first_key(ahead + i, window), _end_of_keys(ahead + i, length, causal, window)
                 mask = (keys[t], (texts[t] * heads + head) << ROW_BITS | i, dropped[t], keep[t])
                 totals[i] = _weigh(weights[i], low, high, largest[i], mask)
                 _clear_unseen(weights[i], low, high, length)
@@ -193,6 +195,7 @@ def attend_backward(gradient, query, key, value, query_starts, query_counts, sta
     result, k_sum, v_sum = np.empty((longest, wide), F), np.empty((longest, wide), F), np.empty((longest, wide), F)
     for t in range(len(lengths)):
         length, count, start, first = lengths[t], query_counts[t], starts[t], query_starts[t]
+        ahead = length - count if causal else 0
         for head in range(heads):
             group = head // per_group
             if head % per_group == 0:
@@ -207,7 +210,7 @@ def attend_backward(gradient, query, key, value, query_starts, query_counts, sta
             multiply(slopes.ctypes.data, longest, _to_tiles(count), _to_tiles(length), g.ctypes.data, wide, 1,
                      v_columns.ctypes.data, longest, width)  # fmt: skip
             for i in range(count):
-                low, high = _first_key(i, window), _end_of_keys(i, length, causal, window)
+                low, high = _first_key(ahead + i, window), _end_of_keys(ahead + i, length, causal, window)
                 mask = (keys[t], (texts[t] * heads + head) << ROW_BITS | i, dropped[t], keep[t])
                 _weigh_again(weights[i], slopes[i], whole, low, high, log_sums[first + i, head], mask)
                 _clear_unseen(weights[i], low, high, length)
