@@ -97,7 +97,7 @@ def print_method(method: MethodEntry) -> None:
     print_line(f"{method.kind}: {method.summary}")
     print_line(f"    source: {method.source}")
     for option in method.options:
-        value = method.settings[option.name]
+        value = method.settings.get(option.name, option.value)
         print_line(f"    {option.name} = {'(chosen by the model)' if value is None else value}")
         print_line(f"        {option.help}")
     if method.parameters is not None:

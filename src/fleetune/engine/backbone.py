@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from fleetune.engine.config import BackboneConfig
 from fleetune.engine.dropout import FleetDropout, ForwardState, Stream
 from fleetune.engine.encoder import speed_up_encoder
 from fleetune.engine.head import head_logits, pool
+from fleetune.engine.installed import Installation, layout_with
 from fleetune.engine.layout import Layout, Pack
 from fleetune.engine.parity import probe_parity
 from fleetune.engine.shape import shape_of
@@ -66,6 +69,9 @@ class Backbone:
     notes: list[str]
     state: ForwardState = field(default_factory=ForwardState)
     _modules: dict[str, SiteModule] = field(default_factory=dict)
+    _installation: Installation | None = None
+    _plain_layout: tuple[Layout, str] | None = None
+    _layouts: dict[str, tuple[Layout, str]] = field(default_factory=dict)
 
     @property
     def master_dtype(self) -> torch.dtype:
@@ -96,18 +102,63 @@ class Backbone:
         return int(config.pad_token_id) + 1 if self.architecture.first_position_after_padding else 0
 
     def attach(self, slot: int, method: Method, parameters: dict[str, dict[str, Tensor]]) -> None:
-        """Puts one trial's deltas on the backbone; `parameters` are its tensors by site, the shared ones too."""
+        """Puts one trial's deltas on the backbone; `parameters` are its tensors by site, the shared ones too.
+
+        Raises:
+            ValueError: If one of the trials cannot share the modules with another.
+        """
+        if self._installation is not None or (method.installs and self._modules):
+            raise ValueError(f"a trial of {method.kind} cannot be put beside another: one of them changes the modules")
+        if method.installs:
+            self._install(method, parameters)
+            return
         shared = parameters.get(SHARED, {})
         for site in method.sites(self.shape):
             self._site_module(site).attach(slot, method, shared | parameters[site.name])
 
     def detach(self, slot: int) -> None:
         """Takes one trial's deltas off."""
+        if self._installation is not None and self._plain_layout is not None:
+            self._installation.remove()
+            self._installation = None
+            self.layout, self.layout_reason = self._plain_layout
+            self.use_layout(self.layout)
         for name, module in list(self._modules.items()):
             module.detach(slot)
             if not module.deltas:
                 _replace(self.model, name, module.frozen)
                 del self._modules[name]
+
+    def _install(self, method: Method, parameters: dict[str, dict[str, Tensor]]) -> None:
+        layout, reason = self.layout_for(method)
+        self._plain_layout = self.layout, self.layout_reason
+        self._installation = Installation(self.model, method, self.shape, state=self.state)
+        self._installation.put(parameters)
+        self.layout, self.layout_reason = layout, reason
+        self.use_layout(layout)
+
+    def layout_for(self, method: Method) -> tuple[Layout, str]:
+        """Returns the layout in which a trial of `method` trains, and why.
+
+        Raises:
+            MethodError: If there is none, or the method does not fit.
+        """
+        if not method.installs:
+            return self.layout, self.layout_reason
+        key = json.dumps([method.kind, method.settings], sort_keys=True)
+        if key not in self._layouts:
+            self._layouts[key] = layout_with(self, method)
+        return self._layouts[key]
+
+    def use_layout(self, layout: Layout) -> None:
+        """Makes the model ready for packs of `layout`."""
+        set_layout(self.model, layout)
+        self.model.get_submodule(self.architecture.base).train()
+
+    @property
+    def serves_lanes(self) -> bool:
+        """Whether lanes can compute on it at the same time; not with modules that hold one trial's tensors."""
+        return self._installation is None
 
     def _site_module(self, site: Site) -> SiteModule:
         if site.name not in self._modules:
@@ -130,20 +181,24 @@ class Backbone:
         """
         self.state.begin(pack, streams)
         try:
-            pooled = pool(self._hidden(pack), pack, self.architecture, self.model.config)
-            return {
-                segment.slot: head_logits(
-                    self.model,
-                    self.architecture,
-                    pooled[segment.texts.start : segment.texts.stop],
-                    heads[segment.slot],
-                    segment.slot,
-                    self.state,
-                )
-                for segment in pack.segments
-            }
+            with self._installation.running(streams) if self._installation else nullcontext():
+                return self._logits(pack, heads)
         finally:
             self.state.end()
+
+    def _logits(self, pack: Pack, heads: dict[int, dict[str, Tensor]]) -> dict[int, Tensor]:
+        pooled = pool(self._hidden(pack), pack, self.architecture, self.model.config)
+        return {
+            segment.slot: head_logits(
+                self.model,
+                self.architecture,
+                pooled[segment.texts.start : segment.texts.stop],
+                heads[segment.slot],
+                segment.slot,
+                self.state,
+            )
+            for segment in pack.segments
+        }
 
     def _hidden(self, pack: Pack) -> Tensor:
         base = self.model.get_submodule(self.architecture.base)

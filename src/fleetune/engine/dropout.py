@@ -89,6 +89,10 @@ class ForwardState(threading.local):
         self.calls: Counter[tuple[int, str]] = Counter()
         self.full: Tensor | None = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> ForwardState:
+        """Returns itself: what is copied of a backbone takes part in the same forward passes."""
+        return self
+
     def begin(self, pack: Pack, streams: dict[int, Stream]) -> None:
         """Sets the pack and the streams of the forward pass that begins."""
         self.pack, self.streams, self.full = pack, streams, None

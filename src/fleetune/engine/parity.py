@@ -46,7 +46,7 @@ def probe_parity(model: nn.Module, architecture: Architecture, state: ForwardSta
     tokens: Any = _RandomTokens(config.vocab_size, config.pad_token_id)
     everything = np.arange(len(LENGTHS))
     base = model.get_submodule(architecture.base).eval()
-    single = [pack_texts(tokens, [(0, everything[text : text + 1])], "padded") for text in everything]
+    single = _single(tokens)
     packed = pack_texts(tokens, [(0, everything)], "packed")
     model.to(packed.input_ids.device)
     with torch.no_grad():
@@ -61,6 +61,26 @@ def probe_parity(model: nn.Module, architecture: Architecture, state: ForwardSta
         expected = expected[packed.starts]
     difference = float((got - expected).abs().max() / expected.abs().max())
     return difference, TOLERANCE[expected.dtype]
+
+
+def probe_padding(model: nn.Module, architecture: Architecture, state: ForwardState) -> tuple[float, float]:
+    """Returns how far padded texts in a batch are from single ones, and how far they may be; both relative."""
+    hub_model: Any = model
+    config = hub_model.config
+    tokens: Any = _RandomTokens(config.vocab_size, config.pad_token_id)
+    base = model.get_submodule(architecture.base).eval()
+    batch = pack_texts(tokens, [(0, np.arange(len(LENGTHS)))], "padded")
+    with torch.no_grad():
+        hub_model.set_attn_implementation("eager")
+        expected = torch.cat([_run(base, pack, architecture, config, state)[0] for pack in _single(tokens)])
+        hub_model.set_attn_implementation("fleetune_padded")
+        assert batch.attention_mask is not None
+        got = _run(base, batch, architecture, config, state)[batch.attention_mask.bool()]
+    return float((got - expected).abs().max() / expected.abs().max()), TOLERANCE[expected.dtype]
+
+
+def _single(tokens: Any) -> list[Pack]:
+    return [pack_texts(tokens, [(0, np.arange(text, text + 1))], "padded") for text in range(len(LENGTHS))]
 
 
 def _run(base: nn.Module, pack: Pack, architecture: Architecture, config: Any, state: ForwardState) -> Tensor:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from fleetune.engine.installed import fresh_tensors
 from fleetune.engine.parameters import SEPARATOR, ParameterPlan, kaiming_uniform, normal
 from fleetune.methods.base import Method, ParameterSpec, Site
 from fleetune.runtime import random_stream
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from fleetune.engine.backbone import Backbone
 
+Start = TypeVar("Start")
 NORMAL_START = 0.02
 """Standard deviation of what starts at normal values."""
 
@@ -29,8 +31,11 @@ def plan_parameters(backbone: Backbone, method: Method, seed: int) -> dict[str, 
     """
     plans: dict[str, ParameterPlan] = {}
     sites = {site.name: site for site in method.sites(backbone.shape)}
+    installed = cache(partial(fresh_tensors, backbone, method, seed))
     for place, specs in method.specs(backbone.shape).items():
-        computed = cache(partial(_computed, backbone, method, sites.get(place), seed))
+        computed: Callable[[], dict[str, Tensor]] = cache(partial(_computed, backbone, method, sites.get(place), seed))
+        if method.installs:
+            computed = partial(_one_of, installed, place)
         for name, spec in specs.items():
             given = partial(_one_of, computed, name)
             start = given if spec.initial == "computed" else _start(backbone, place, name, spec, seed)
@@ -47,7 +52,7 @@ def _computed(backbone: Backbone, method: Method, site: Site | None, seed: int) 
     return method.starts(site, lambda name: module.get_parameter(name).detach().to(dtype), stream)
 
 
-def _one_of(starts: Callable[[], dict[str, Tensor]], name: str) -> Tensor:
+def _one_of(starts: Callable[[], dict[str, Start]], name: str) -> Start:
     return starts()[name]
 
 

@@ -17,11 +17,19 @@ from fleetune.methods.base import BackboneShape, Method
 
 @dataclass(frozen=True)
 class Option:
-    """One setting of a method."""
+    """One setting of a method.
+
+    Attributes:
+        name: Its name; `table.name` where it lies in a table that another package defines.
+        default: Its default.
+        help: What it is.
+        value: What it is set to, where it lies in a table.
+    """
 
     name: str
     default: Any
     help: str
+    value: Any = None
 
 
 @dataclass(frozen=True)
@@ -111,12 +119,15 @@ def _entry(method: Method, shape: BackboneShape | None, strict: bool) -> MethodE
             if strict:
                 raise
             misfit = str(error)
+    options = tuple(Option(name, defaults[name], field.description or "") for name, field in fields.items())
+    if strict:
+        options += tuple(Option(one.name, one.default, one.help, one.value) for one in method.further_settings())
     return MethodEntry(
         method.kind,
         (type(method).__doc__ or "").strip().splitlines()[0],
         method.source,
         method.settings,
-        tuple(Option(name, defaults[name], field.description or "") for name, field in fields.items()),
+        options,
         parameters,
         misfit,
     )

@@ -123,7 +123,7 @@ def _configuration_names(recipe: Recipe) -> list[str]:
     """Returns a name for each configuration: the method's, and the settings in which its namesakes differ."""
     configurations = [configuration for configuration, _ in _configurations(recipe)]
     facts = [
-        {**configuration.method.settings, **configuration.training.model_dump(mode="json")}
+        {**_flat(configuration.method.settings), **configuration.training.model_dump(mode="json")}
         for configuration in configurations
     ]
     names = []
@@ -133,10 +133,18 @@ def _configuration_names(recipe: Recipe) -> list[str]:
             for other, one in zip(facts, configurations, strict=True)
             if (one.base_name, one.method.kind) == (configuration.base_name, configuration.method.kind)
         ]
-        varying = [key for key in own if any(other[key] != own[key] for other in namesakes)]
+        varying = [key for key in own if any(other.get(key) != own[key] for other in namesakes)]
         parts = [f"{_SHORT.get(key, key)}={_short_value(own[key])}" for key in varying]
         names.append(" ".join([configuration.base_name, *parts]))
     return names
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings with those of a table under their own names."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= value if isinstance(value, dict) else {key: value}
+    return flat
 
 
 def _short_value(value: Any) -> str:

@@ -8,6 +8,7 @@ from fleetune.lab.executors.base import BackboneFacts, FleetJob, StartedFleet
 
 if TYPE_CHECKING:
     from fleetune.engine.backbone import Backbone
+    from fleetune.methods.base import Method
 
 
 class LocalExecutor:
@@ -23,7 +24,7 @@ class LocalExecutor:
 
         backbone = self._load(job)
         fleet = Fleet(backbone, job.specs, job.data, checkpoints=job.checkpoints)
-        return StartedFleet(facts_of(backbone), fleet.train())
+        return StartedFleet(facts_of(backbone, job.specs[0].method), fleet.train())
 
     def _load(self, job: FleetJob) -> Backbone:
         from fleetune.engine.backbone import load_backbone
@@ -37,8 +38,8 @@ class LocalExecutor:
         return self._backbone
 
 
-def facts_of(backbone: Backbone) -> BackboneFacts:
-    """Returns what the ledger keeps of a loaded backbone."""
-    return BackboneFacts(
-        backbone.layout, backbone.layout_reason, backbone.precision, backbone.model_hash, tuple(backbone.notes)
-    )
+def facts_of(backbone: Backbone, method: Method) -> BackboneFacts:
+    """Returns what the ledger keeps of a loaded backbone and the first method of a fleet on it."""
+    layout, reason = backbone.layout_for(method)
+    notes = backbone.notes if layout == backbone.layout else [*backbone.notes, f"Layout: {reason}."]
+    return BackboneFacts(layout, reason, backbone.precision, backbone.model_hash, tuple(notes))
