@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+# length: loading a model, preparing it and running it know the same parts of it
 import copy
 import hashlib
 import json
@@ -20,7 +21,7 @@ from fleetune.engine.config import BackboneConfig
 from fleetune.engine.dropout import FleetDropout, ForwardState, Stream
 from fleetune.engine.encoder import speed_up_encoder
 from fleetune.engine.head import head_logits, pool
-from fleetune.engine.installed import Installation, layout_with
+from fleetune.engine.installed import Installation, install_trial, layout_with, remove_trial
 from fleetune.engine.layout import Layout, Pack
 from fleetune.engine.parity import probe_parity
 from fleetune.engine.shape import shape_of
@@ -70,7 +71,6 @@ class Backbone:
     state: ForwardState = field(default_factory=ForwardState)
     _modules: dict[str, SiteModule] = field(default_factory=dict)
     _installation: Installation | None = None
-    _plain_layout: tuple[Layout, str] | None = None
     _layouts: dict[str, tuple[Layout, str]] = field(default_factory=dict)
 
     @property
@@ -110,7 +110,7 @@ class Backbone:
         if self._installation is not None or (method.installs and self._modules):
             raise ValueError(f"a trial of {method.kind} cannot be put beside another: one of them changes the modules")
         if method.installs:
-            self._install(method, parameters)
+            self._installation = install_trial(self, method, parameters)
             return
         shared = parameters.get(SHARED, {})
         for site in method.sites(self.shape):
@@ -118,24 +118,14 @@ class Backbone:
 
     def detach(self, slot: int) -> None:
         """Takes one trial's deltas off."""
-        if self._installation is not None and self._plain_layout is not None:
-            self._installation.remove()
+        if self._installation is not None:
+            remove_trial(self, self._installation)
             self._installation = None
-            self.layout, self.layout_reason = self._plain_layout
-            self.use_layout(self.layout)
         for name, module in list(self._modules.items()):
             module.detach(slot)
             if not module.deltas:
                 _replace(self.model, name, module.frozen)
                 del self._modules[name]
-
-    def _install(self, method: Method, parameters: dict[str, dict[str, Tensor]]) -> None:
-        layout, reason = self.layout_for(method)
-        self._plain_layout = self.layout, self.layout_reason
-        self._installation = Installation(self.model, method, self.shape, state=self.state)
-        self._installation.put(parameters)
-        self.layout, self.layout_reason = layout, reason
-        self.use_layout(layout)
 
     def layout_for(self, method: Method) -> tuple[Layout, str]:
         """Returns the layout in which a trial of `method` trains, and why.

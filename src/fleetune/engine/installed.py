@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 Placed = Mapping[str, Mapping[str, "Tensor"]]
 """Tensors by site and name."""
+ROUNDING = 4.0
+"""How many times as far as the bare model an adapted one may be: rounded differences are rounded again."""
 MOVED = 0.02
 """Least deviation of what a probe adds to fresh tensors, many of which are zero."""
 
@@ -51,6 +54,7 @@ class Installation:
         self._before = [(module, _contents(module)) for module in model.modules()]
         self._cast: list[tuple[InstalledTensor, Tensor]] = []
         self._mode: bool | None = None
+        self.plain_layout: tuple[Layout, str] | None = None
         try:
             frozen = _shielded(model, method.sites(shape))
             with _seeded(int(random_stream("initial", seed, "installed").integers(1 << 62))):
@@ -157,6 +161,25 @@ def fresh_tensors(backbone: Backbone, method: Method, seed: int) -> dict[str, di
         installation.remove()
 
 
+def install_trial(backbone: Backbone, method: Method, parameters: Placed) -> Installation:
+    """Puts a trial's modules with its tensors into the backbone, which takes the layout that they need."""
+    layout, reason = backbone.layout_for(method)
+    installation = Installation(backbone.model, method, backbone.shape, state=backbone.state)
+    installation.plain_layout = backbone.layout, backbone.layout_reason
+    installation.put(parameters)
+    backbone.layout, backbone.layout_reason = layout, reason
+    backbone.use_layout(layout)
+    return installation
+
+
+def remove_trial(backbone: Backbone, installation: Installation) -> None:
+    """Makes the backbone what it was."""
+    installation.remove()
+    if installation.plain_layout is not None:
+        backbone.layout, backbone.layout_reason = installation.plain_layout
+    backbone.use_layout(backbone.layout)
+
+
 def layout_with(backbone: Backbone, method: Method) -> tuple[Layout, str]:
     """Returns the layout for a method that installs, and why: the backbone's where texts stay blind to each other.
 
@@ -170,37 +193,48 @@ def layout_with(backbone: Backbone, method: Method) -> tuple[Layout, str]:
             f"{_title(method)} makes something of the weights each time it is loaded, which rounded weights change.\n"
             'Set precision = "fp32"'
         )
+    bare = _difference(backbone, backbone.layout)[0]
     installation = Installation(backbone.model, method, backbone.shape, state=backbone.state)
     try:
-        found = _differences(backbone, installation)
-        own, tolerance = found["packed"] if backbone.layout == "packed" else found["padded"]
-        if own <= tolerance:
+        own, allowed = _worst(backbone, installation, backbone.layout, bare)
+        if own <= allowed:
             return backbone.layout, backbone.layout_reason
-        padded, tolerance = found["padded"]
-        if backbone.config.layout != "packed" and padded <= tolerance:
-            return "padded", f"with {_title(method)} the packed layout differs by {own:.1e} of the largest value"
+        if backbone.layout == "packed" and backbone.config.layout != "packed":
+            padded, allowed = _worst(backbone, installation, "padded", bare)
+            if padded <= allowed:
+                return "padded", f"with {_title(method)} the packed layout differs by {own:.1e} of the largest value"
     finally:
         installation.remove()
         backbone.use_layout(backbone.layout)
     raise MethodError(
-        f"with {_title(method)} a text's output depends on the other texts of its batch, by {min(own, padded):.1e} of "
-        "the largest value.\nTake another type or other options"
+        f"with {_title(method)} a text's output depends on the other texts of its batch, by {own:.1e} of the largest "
+        "value.\nTake another type or other options"
     )
 
 
-def _differences(backbone: Backbone, installation: Installation) -> dict[Layout, tuple[float, float]]:
-    """Returns how far each layout is from single texts at worst, and how far it may be; both relative."""
-    worst: dict[Layout, tuple[float, float]] = {"packed": (0.0, 0.0), "padded": (0.0, 0.0)}
+def _worst(backbone: Backbone, installation: Installation, layout: Layout, bare: float) -> tuple[float, float]:
+    """Returns how far a layout is from single texts at worst, and how far it may be; both relative.
+
+    Args:
+        backbone: The model.
+        installation: What is put into it; it is tried as it starts and moved.
+        layout: The layout.
+        bare: How far the model is without it, in its own layout: rounding has that size here.
+    """
     fresh = installation.values(backbone.master_dtype)
+    worst, allowed = 0.0, 0.0
     for tensors in (fresh, _moved(installation, fresh)):
         installation.put(tensors)
         with installation.running({}):
-            for layout, probe in (("packed", probe_parity), ("padded", probe_padding)):
-                if layout == "packed" and backbone.layout != "packed":
-                    continue
-                got, tolerance = probe(backbone.model, backbone.architecture, backbone.state)
-                worst[layout] = max(worst[layout][0], got), tolerance  # type: ignore[index]
-    return worst
+            difference, tolerance = _difference(backbone, layout)
+        worst = max(worst, difference if isfinite(difference) else inf)
+        allowed = max(tolerance, ROUNDING * bare)
+    return worst, allowed
+
+
+def _difference(backbone: Backbone, layout: Layout) -> tuple[float, float]:
+    probe = probe_parity if layout == "packed" else probe_padding
+    return probe(backbone.model, backbone.architecture, backbone.state)
 
 
 def _moved(installation: Installation, tensors: Placed) -> dict[str, dict[str, Tensor]]:

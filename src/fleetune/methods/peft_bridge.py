@@ -28,6 +28,7 @@ from fleetune.methods.base import (
     match_targets,
     with_roles,
 )
+from fleetune.methods.peft_merging import as_linear, merged_by_itself
 from fleetune.methods.peft_types import refusal
 from fleetune.methods.registry import register
 from fleetune.methods.skeleton import skeleton
@@ -141,7 +142,7 @@ class Peft(Method):
 
         A linear module is given the unit vectors: whatever acts as an affine map on each token is merged exactly.
         """
-        return _as_linear(module, site) if site.kind == "linear" else _merged_by_peft(module)
+        return as_linear(module, site) if site.kind == "linear" else merged_by_itself(module)
 
     def stored(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> tuple[Method, dict[str, Mapping[str, Tensor]]]:
         """Returns the method with every option spelled out, so that no later default of PEFT changes a bundle."""
@@ -344,36 +345,6 @@ def _matching(wanted: Any, shape: BackboneShape) -> list[str]:
             other = match_targets(shape, [target])
         chosen += [site.name for site in other]
     return [site.name for site in shape.sites if site.name in chosen]
-
-
-def _as_linear(module: nn.Module, site: Site) -> dict[str, Tensor] | None:
-    import torch
-
-    like = next(module.parameters())
-    units = torch.eye(site.in_features, dtype=like.dtype, device=like.device)
-    bias = module(torch.zeros_like(units[:1])[None])[0, 0]
-    weight = (module(units[None])[0] - bias).T
-    with torch.no_grad():
-        x = torch.randn(4, site.in_features, generator=torch.Generator().manual_seed(0)).to(like)
-        expected = module(x[None])[0]
-        apart = (x @ weight.T + bias - expected).abs().max() / expected.abs().max()
-    has_bias = "bias" in site.shapes
-    if not apart < 1e-4 or (not has_bias and bool(bias.any())):
-        return None
-    return {"weight": weight} | ({"bias": bias} if has_bias else {})
-
-
-def _merged_by_peft(module: Any) -> dict[str, Tensor] | None:
-    from torch import nn
-
-    base = module.get_base_layer()
-    for name, own in base.named_parameters(recurse=False):
-        base._parameters[name] = nn.Parameter(own.detach().clone(), requires_grad=False)
-    try:
-        module.merge()
-    except (AttributeError, NotImplementedError, ValueError):
-        return None
-    return {name: own.detach() for name, own in module.get_base_layer().named_parameters(recurse=False)}
 
 
 def _config_class(peft_type: str) -> type[Any]:
