@@ -58,7 +58,7 @@ def _plain(kind: str, dtype: torch.dtype, fleet: Fleet) -> Any:
     """Returns the plain model set up for `kind`, with the trial's own starting values."""
     model = plain_model("bert", dtype=dtype)
     start = fleet.trials[0].parameters.state()
-    if kind in ("lora", "ia3"):
+    if kind in ("lora", "ia3", "peft"):
         return _peft_model(kind, model, start)
     model.requires_grad_(False)
     for name, parameter in model.named_parameters():
@@ -77,6 +77,8 @@ def _peft_model(kind: str, model: Any, start: dict[str, torch.Tensor]) -> Any:
         config: Any = peft.LoraConfig(
             task_type="SEQ_CLS", r=4, lora_alpha=8, lora_dropout=0.0, target_modules=["query", "value"]
         )
+    elif kind == "peft":
+        config = peft.LoHaConfig(task_type="SEQ_CLS", target_modules=["query", "value"])
     else:
         config = peft.IA3Config(
             task_type="SEQ_CLS",
@@ -89,7 +91,7 @@ def _peft_model(kind: str, model: Any, start: dict[str, torch.Tensor]) -> Any:
         if not parameter.requires_grad:
             continue
         plain = name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
-        own = plain.replace(".ia3_l.default", "::ia3_l")
+        own = plain.replace(".ia3_l.default", "::ia3_l").replace(".hada_", "::hada_").removesuffix(".default")
         own = own.replace(".lora_A.default.weight", "::lora_A").replace(".lora_B.default.weight", "::lora_B")
         parameter.data = start[own].to(parameter.dtype).view(parameter.shape).clone()
         copied += 1

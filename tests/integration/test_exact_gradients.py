@@ -9,6 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from fleetune.bundle.merging import installed_weights
 from fleetune.engine.backbone import Backbone
 from fleetune.engine.dropout import Stream
 from fleetune.engine.events import Stepped
@@ -74,7 +75,9 @@ def fleet_results(
 def plain_results(model: Any, backbone: Backbone, one: TrialSpec, tensors: Tensors) -> Results:
     """Returns what the Hugging Face model gives with the trial's deltas worked into its weights."""
     weights = {name: tensor for name, tensor in tensors.items() if "::" not in name}
-    for site in one.method.sites(backbone.shape):
+    if one.method.installs:
+        weights = installed_weights(model, one.method, backbone.shape, tensors)
+    for site in [] if one.method.installs else one.method.sites(backbone.shape):
         own = {name: tensors[f"{site.name}::{name}"] for name in one.method.parameters(site)}
         frozen = {name: model.get_parameter(f"{site.name}.{name}").detach() for name in site.shapes}
         merged = one.method.merged(own, site, frozen)
@@ -185,7 +188,8 @@ def directions(shape: torch.Size) -> list[torch.Tensor]:
 def test_a_fleet_steps_along_these_gradients(architecture: str) -> None:
     fields: dict[str, Any] = {"batch_size": 6, "gradient_accumulation_steps": 1, "class_weights": "none"}
     specs = [spec(kind, seed, **fields) for seed, kind in enumerate(fitting_methods(tiny_backbone(architecture)))]
-    for group in ([one for one in specs if one.method.shares_backbone], [one for one in specs if one.id[:4] == "full"]):
+    alone = [[one] for one in specs if not one.method.shares_backbone]
+    for group in ([one for one in specs if one.method.shares_backbone], *alone):
         fleet = Fleet(tiny_backbone(architecture), group, DATA)
         starts = [trial.parameters.state() for trial in fleet.trials]
         events = fleet.train()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -43,23 +44,31 @@ class Installation:
         shape: The model's shape.
         seed: Decides the starting values, whatever ran before.
         state: The forward pass under way; None where nothing is trained.
+        checks: Whether to look at the frozen weights, which takes as long as reading them.
 
     Raises:
         MethodError: If the method does not fit the model, or changes frozen weights.
     """
 
     def __init__(
-        self, model: nn.Module, method: Method, shape: BackboneShape, seed: int = 0, state: ForwardState | None = None
+        self,
+        model: nn.Module,
+        method: Method,
+        shape: BackboneShape,
+        seed: int = 0,
+        state: ForwardState | None = None,
+        checks: bool = True,
     ) -> None:
         self._before = [(module, _contents(module)) for module in model.modules()]
         self._cast: list[tuple[InstalledTensor, Tensor]] = []
         self._mode: bool | None = None
         self.plain_layout: tuple[Layout, str] | None = None
         try:
-            frozen = _shielded(model, method.sites(shape))
+            frozen = _shielded(model, method.sites(shape), checks)
             with _seeded(int(random_stream("initial", seed, "installed").integers(1 << 62))):
                 self.tensors = method.install(model, shape)
-            _check_frozen(method, frozen)
+            if checks:
+                _check_frozen(method, frozen)
             known = {id(module) for module, _ in self._before}
             self._own = [(path, module) for path, module in model.named_modules() if id(module) not in known]
             if state is not None:
@@ -164,7 +173,7 @@ def fresh_tensors(backbone: Backbone, method: Method, seed: int) -> dict[str, di
 def install_trial(backbone: Backbone, method: Method, parameters: Placed) -> Installation:
     """Puts a trial's modules with its tensors into the backbone, which takes the layout that they need."""
     layout, reason = backbone.layout_for(method)
-    installation = Installation(backbone.model, method, backbone.shape, state=backbone.state)
+    installation = Installation(backbone.model, method, backbone.shape, state=backbone.state, checks=False)
     installation.plain_layout = backbone.layout, backbone.layout_reason
     installation.put(parameters)
     backbone.layout, backbone.layout_reason = layout, reason
@@ -269,18 +278,26 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _shielded(model: nn.Module, sites: list[Site]) -> dict[str, tuple[nn.Parameter, nn.Parameter, tuple[float, ...]]]:
-    """Puts parameters of the same memory in the place of frozen ones; returns both by path, and marks of values."""
-    pairs = {}
+@dataclass(frozen=True)
+class _Frozen:
+    """A frozen parameter, what stands in its place, and marks of its values."""
+
+    own: nn.Parameter
+    shield: nn.Parameter
+    marks: tuple[float, ...]
+
+
+def _shielded(model: nn.Module, sites: list[Site], marks: bool) -> dict[str, _Frozen]:
+    """Puts parameters that share memory in the place of frozen ones; returns both by path."""
+    found = {}
     for site in sites:
         module = model.get_submodule(site.name)
-        for name, frozen in list(module._parameters.items()):
+        for name, own in list(module._parameters.items()):
             # A quantised parameter is of a class of its own, which knows what its bytes mean.
-            if type(frozen) is nn.Parameter:
-                shield = nn.Parameter(frozen.detach(), requires_grad=False)
-                module._parameters[name] = shield
-                pairs[f"{site.name}.{name}"] = frozen, shield, _marks(frozen)
-    return pairs
+            if type(own) is nn.Parameter:
+                module._parameters[name] = shield = nn.Parameter(own.detach(), requires_grad=False)
+                found[f"{site.name}.{name}"] = _Frozen(own, shield, _marks(own) if marks else ())
+    return found
 
 
 def _marks(frozen: Tensor) -> tuple[float, ...]:
@@ -288,9 +305,10 @@ def _marks(frozen: Tensor) -> tuple[float, ...]:
     return float(values.sum(dtype=torch.float64)), float(torch.linalg.vector_norm(values, dtype=torch.float64))
 
 
-def _check_frozen(method: Method, frozen: Mapping[str, tuple[nn.Parameter, nn.Parameter, tuple[float, ...]]]) -> None:
-    for path, (own, shield, marks) in frozen.items():
-        if shield.data_ptr() != own.data_ptr() or shield.requires_grad or _marks(own) != marks:
+def _check_frozen(method: Method, frozen: Mapping[str, _Frozen]) -> None:
+    for path, one in frozen.items():
+        is_same = one.shield.data_ptr() == one.own.data_ptr() and not one.shield.requires_grad
+        if not is_same or _marks(one.own) != one.marks:
             raise MethodError(
                 f"{_title(method)} changes the frozen weights ({path}), which belong to every trial.\n"
                 "Leave out the option that does it, such as an initialisation from the weights"

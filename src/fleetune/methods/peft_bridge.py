@@ -43,9 +43,9 @@ ONLY_IN_FP32 = ("PSOFT",)
 """Types that take a subspace from the weights each time they are loaded: rounded weights would give another one."""
 OWNED = (
     "task_type", "peft_type", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping", "peft_version",
-    "modules_to_save", "layer_replication",
+    "modules_to_save", "layer_replication", "target_parameters",
 )  # fmt: skip
-"""Options that Fleetune sets itself: the head is always trained and always saved."""
+"""Options that Fleetune sets itself, such as that the head is trained and saved, and those that need other models."""
 RESOLVED = ("layers_to_transform", "layers_pattern", "exclude_modules")
 """Options that choose modules; they have spoken once the modules are named in full."""
 WITHOUT_PROJECTION = ("RANDLORA",)
@@ -81,7 +81,7 @@ class Peft(Method):
         def _is_ours_to_give(cls, value: dict[str, Any]) -> dict[str, Any]:
             for name in value:
                 if name in OWNED:
-                    raise ValueError(f"{name} is set by Fleetune (the head is always trained and saved); leave it out")
+                    raise ValueError(f"{name} is not for a recipe to set; leave it out (the head is always trained)")
             if value.get("bias", "none") not in ("none", False):
                 raise ValueError('bias trains the backbone\'s own; leave it out, kind = "lora" or "bitfit" have it')
             return {name: given for name, given in value.items() if given is not None}
@@ -171,9 +171,8 @@ class Peft(Method):
                 default = one.default if one.default is not MISSING else None
                 default = one.default_factory() if one.default_factory is not MISSING else default
                 value = self.config.options.get(one.name, default)
-                chosen.append(
-                    Setting(f"options.{one.name}", _plain(default), _plain(value), one.metadata.get("help", ""))
-                )
+                words = " ".join(str(one.metadata.get("help", "")).split())
+                chosen.append(Setting(f"options.{one.name}", _plain(default), _plain(value), words))
         return chosen
 
     def _name(self, shape: BackboneShape) -> str:
@@ -192,8 +191,6 @@ class Peft(Method):
         """
         options = self.config.options
         wanted = options.get("target_modules")
-        if wanted is None and "target_parameters" in options:
-            raise MethodError(f"{self._name(shape)}: target_parameters are not supported; name target_modules")
         names = self._default_targets(shape) if wanted is None else _matching(wanted, shape)
         config = self._config(names, resolved=False)
         from peft.tuners.tuners_utils import check_target_module_exists
@@ -264,7 +261,9 @@ class _Question:
 def _known(question: _Question) -> _Known:
     method, shape = question.method, question.shape
     targets = question.targets or method._targets(shape)
-    with _as_method_errors(method._name(shape)):
+    import torch
+
+    with _as_method_errors(method._name(shape)), torch.random.fork_rng([]):
         try:
             wrapped = method._wrapped(skeleton(shape, "meta"), targets)
         except (NotImplementedError, RuntimeError):
