@@ -39,8 +39,8 @@ DATA = random_data()
 ARCHITECTURES = ("bert", "llama", "distilbert", "modernbert")
 UNUSED = {"GLORA"}
 """Types with parameters for biases, which some modules lack."""
-UNMERGED = {("BEFT", "llama"), ("BEFT", "modernbert"), *(("PEANUT", one) for one in ARCHITECTURES)}
-"""A bias where no module has one, and a map that is not linear."""
+UNMERGED = {("BEFT", "llama"), ("BEFT", "modernbert")}
+"""A bias where no module has one."""
 CASES = [
     pytest.param(architecture, name, id=f"{architecture}-{name}", marks=() if quick else pytest.mark.slow)
     for architecture in ARCHITECTURES
@@ -79,7 +79,8 @@ def test_a_type_trains_and_peft_reads_its_bundle(tmp_path: Path, architecture: s
         trained = key not in specs or specs[key].trained
         assert trained != torch.equal(value, start[key]) or name in UNUSED, key
     from_config = shape_from_config(tiny_folder(architecture), 3)
-    assert method.expected_parameters(from_config) == sum(one.size for one in specs.values() if one.trained)
+    if from_config.head == backbone.shape.head:  # a checkpoint may have a part of what its configuration calls new
+        assert method.expected_parameters(from_config) == sum(one.size for one in specs.values() if one.trained)
 
     expected = trial_logits(backbone, method, end, TOKENS)
     difference = save_bundle(tmp_path / "b", backbone, method, end, LABELS, probe=TOKENS)
