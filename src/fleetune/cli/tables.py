@@ -109,7 +109,7 @@ def print_method(method: MethodEntry) -> None:
     print_line(f"{method.kind}: {method.summary}")
     print_line(f"    source: {method.source}")
     for option in method.options:
-        value = method.settings[option.name]
+        value = method.settings.get(option.name, option.value)
         words = f"    ({' | '.join(option.choices)})" if option.choices else ""
         print_line(f"    {option.name} = {'(not set)' if value is None else value}{words}")
         for line in textwrap.wrap(option.help, HELP_WIDTH):

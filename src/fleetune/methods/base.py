@@ -23,7 +23,7 @@ from fleetune.errors import MethodError, RecipeError
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
+    from torch import Tensor, nn
 
 SiteKind = Literal["linear", "norm", "embedding", "convolution", "attention"]
 Role = Literal[
@@ -129,6 +129,34 @@ class ParameterSpec:
         return prod(self.shape)
 
 
+@dataclass(frozen=True)
+class InstalledTensor:
+    """A tensor of a module that a method put into the backbone.
+
+    Attributes:
+        value: As the method made it; it requires gradients if it is trained.
+        holders: Where modules hold it: their dictionaries of parameters or buffers, and its name there.
+    """
+
+    value: Tensor
+    holders: tuple[tuple[dict[str, Tensor | None], str], ...]
+
+    def put(self, tensor: Tensor) -> None:
+        """Makes the modules compute with `tensor` in its place."""
+        for held, name in self.holders:
+            held[name] = tensor
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting that lies below one of the method's own: `options.r` in `options`."""
+
+    name: str
+    default: Any
+    value: Any
+    help: str
+
+
 class SiteCall(Protocol):
     """What the engine gives a method when a trial's segment passes a site."""
 
@@ -175,6 +203,8 @@ class Method(ABC):
     """Whether a fresh delta leaves the backbone's output as it is."""
     has_penalty: ClassVar[bool] = False
     """Whether `penalty` adds to the loss."""
+    installs: ClassVar[bool] = False
+    """Whether it puts modules of its own into the backbone, by `install`, and `forward` is never called."""
 
     config: MethodConfig
 
@@ -251,6 +281,33 @@ class Method(ABC):
         """
         raise NotImplementedError
 
+    def install(self, model: nn.Module, shape: BackboneShape) -> dict[str, dict[str, InstalledTensor]]:
+        """Puts its modules into `model`, and returns their tensors as `specs` names them; only if `installs`.
+
+        The engine keeps what the model was, and makes it so again.
+
+        Args:
+            model: The Hugging Face classification model.
+            shape: Its shape.
+
+        Raises:
+            MethodError: If it does not fit the model.
+        """
+        raise NotImplementedError
+
+    def is_exact_in(self, precision: str) -> bool:
+        """Returns whether what `install` makes of weights in `precision` acts as what it makes of those in fp32."""
+        return True
+
+    def merged_module(self, module: nn.Module, site: Site) -> dict[str, Tensor] | None:
+        """Returns the site's own parameters of a plain module that computes as `module`; None if there is none.
+
+        Args:
+            module: What `install` put at the site, with the trial's tensors.
+            site: The site.
+        """
+        return None
+
     def penalty(self, parameters: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
         """Returns what is added to the loss of each optimizer step; only if `has_penalty`.
 
@@ -299,6 +356,10 @@ class Method(ABC):
             tensors: The trial's tensors by site and name.
         """
         return self, dict(tensors)
+
+    def further_settings(self) -> list[Setting]:
+        """Returns settings that its configuration holds in a table, where another package defines them."""
+        return []
 
     @property
     def is_plain(self) -> bool:
