@@ -25,13 +25,12 @@ from fleetune.methods.base import (
     Setting,
     Site,
     SiteCall,
-    match_targets,
-    with_roles,
 )
 from fleetune.methods.peft_merging import as_linear, merged_by_itself
 from fleetune.methods.peft_types import refusal
 from fleetune.methods.registry import register
 from fleetune.methods.skeleton import skeleton
+from fleetune.methods.targets import match_targets, with_roles
 
 if TYPE_CHECKING:
     import peft
