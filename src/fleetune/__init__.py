@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from fleetune.methods.head import Head
     from fleetune.methods.ia3 import IA3
     from fleetune.methods.lora import LoRA
+    from fleetune.methods.majority import Majority
     from fleetune.methods.norm import Norm
+    from fleetune.methods.tfidf import TfIdf
+    from fleetune.methods.zero_shot import ZeroShot
 
 __version__ = "0.1.0"
 
@@ -44,6 +47,7 @@ __all__ = [  # noqa: RUF022  plain order, as sorted() gives it
     "Head",
     "IA3",
     "LoRA",
+    "Majority",
     "MethodError",
     "MissingExtraError",
     "Norm",
@@ -51,8 +55,10 @@ __all__ = [  # noqa: RUF022  plain order, as sorted() gives it
     "RunError",
     "RunLockedError",
     "TextClassifier",
+    "TfIdf",
     "TrialFailedError",
     "UserError",
+    "ZeroShot",
     "__version__",
 ]
 
@@ -64,8 +70,11 @@ _HOMES = {
     "Head": "methods.head",
     "IA3": "methods.ia3",
     "LoRA": "methods.lora",
+    "Majority": "methods.majority",
     "Norm": "methods.norm",
     "TextClassifier": "classifier",
+    "TfIdf": "methods.tfidf",
+    "ZeroShot": "methods.zero_shot",
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetune.methods import is_floor
+from fleetune.methods import is_baseline, is_floor
 from fleetune.metrics import BoolArray, majority_share, predicted_classes, predicted_sets, probabilities_of
 
 TrialStatus = Literal["done", "failed", "running", "pending"]
@@ -112,8 +112,8 @@ class TrialResult:
         """Returns why its predictions on `split` show nothing learned, or None where they do show something.
 
         Degenerate are logits that are not numbers, one and the same prediction for every text, and, where texts
-        have one label each, no more right answers than the most frequent class gets. A baseline that is meant to
-        learn nothing is not degenerate.
+        have one label each, no more right answers than the most frequent class gets. A baseline may get fewer, for it
+        may not know which class is frequent; and the one that is meant to learn nothing is not degenerate.
         """
         if is_floor(self.kind):
             return None
@@ -126,7 +126,7 @@ class TrialResult:
         if len(labels) > 1 and (decisions == decisions[0]).all():
             return f"predicts {self._described(decisions[0])} for every text"
         right, majority = float(self.correct(split).mean()), majority_share(labels)
-        if not self.multi_label and right <= majority:
+        if not self.multi_label and right <= majority and not is_baseline(self.kind):
             return f"accuracy {right:.3f} is not above the majority class's {majority:.3f}"
         return None
 
