@@ -146,7 +146,7 @@ def _remarks(row: Row) -> list[str]:
     if row.tied_with_best:
         remarks.append("not told from the best")
     if row.degenerate and row.is_baseline:
-        remarks.append("no better than the most frequent answer")
+        remarks.append("gives every text one answer")
     elif row.degenerate:
         remarks.append(f"learned nothing with {len(row.degenerate)} of {len(row.scores)} seeds")
     if row.configuration.failed:
