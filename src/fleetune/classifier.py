@@ -30,6 +30,7 @@ from fleetune.engine.trial import TrialSpec
 from fleetune.errors import DataError, RecipeError, TrialFailedError
 from fleetune.methods import get
 from fleetune.methods.base import Method, describe_validation
+from fleetune.methods.baseline import Baseline
 from fleetune.metrics import probabilities_of
 from fleetune.thresholds import final_thresholds
 
@@ -153,6 +154,11 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         dataset = replace(dataset, splits=self._split(dataset))
         config = BackboneConfig(model=str(self.backbone))
         method = get(self.method)() if isinstance(self.method, str) else self.method
+        if isinstance(method, Baseline):
+            raise RecipeError(
+                f"{method.kind} is a baseline, there to compare with in an Experiment; TextClassifier takes a method "
+                "that trains, such as 'lora'"
+            )
         tokenizer = load_tokenizer(config)
         tokens = tokenize_in_memory(dataset, tokenizer, self.max_tokens, cutting)
         backbone = load_backbone(config, dataset.num_labels, self.precision, dataset.label_names)

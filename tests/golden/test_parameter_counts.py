@@ -30,6 +30,25 @@ DISTILBERT = {
     "n_heads": 12,
     "hidden_dim": 3072,
 }
+DEBERTA_V3_BASE = {
+    "model_type": "deberta-v2",
+    "vocab_size": 128100,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "type_vocab_size": 0,
+    "relative_attention": True,
+    "position_buckets": 256,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": "p2c|c2p",
+    "position_biased_input": False,
+    "pooler_hidden_size": 768,
+}
+MPNET_BASE = {"model_type": "mpnet", "vocab_size": 30527, "max_position_embeddings": 514}
+PHI_2 = {"model_type": "phi", "hidden_size": 2560, "num_hidden_layers": 32, "intermediate_size": 10240}
+PHI_3_MINI = {"model_type": "phi3"}
 ALL_SIX = ["q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2"]
 
 
@@ -104,7 +123,45 @@ def test_distilbert_without_head(tmp_path: Path, kind: str, settings: dict[str, 
     assert count(tmp_path, DISTILBERT, kind, settings) == (adapter, head)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+LAYERS, DENSE, BIASES = 12, 768 * 768 + 768, 4 * 768 + 2 * 768 + 3072 + 768
+OTHERS: list[tuple[str, dict[str, Any], str, dict[str, Any], int, int]] = [
+    # 184,423,682 is the whole DebertaV2ForSequenceClassification, as it is printed for microsoft/deberta-v3-base.
+    ("deberta-v3-base", DEBERTA_V3_BASE, "full", {}, 184_423_682 - DENSE - 1_538, DENSE + 1_538),
+    ("deberta-v3-base", DEBERTA_V3_BASE, "lora", {"rank": 8}, LAYERS * 2 * 8 * 2 * 768, DENSE + 1_538),
+    ("deberta-v3-base", DEBERTA_V3_BASE, "ia3", {}, LAYERS * (768 + 768 + 3072), DENSE + 1_538),
+    ("deberta-v3-base", DEBERTA_V3_BASE, "bitfit", {}, LAYERS * BIASES + 2 * 768, DENSE + 1_538),
+    ("deberta-v3-base", DEBERTA_V3_BASE, "norm", {}, (2 * LAYERS + 2) * 2 * 768, DENSE + 1_538),
+    # 109,486,464 is the whole MPNetModel, with a pooler that classification does not use.
+    ("mpnet-base", MPNET_BASE, "full", {}, 109_486_464 - DENSE, DENSE + 1_538),
+    ("mpnet-base", MPNET_BASE, "lora", {"rank": 8}, LAYERS * 2 * 8 * 2 * 768, DENSE + 1_538),
+    ("mpnet-base", MPNET_BASE, "ia3", {}, LAYERS * (768 + 768 + 3072), DENSE + 1_538),
+    # Published with the vocabulary head, which is not loaded here.
+    ("phi-2", PHI_2, "full", {}, 2_779_683_840 - 51_200 * (2_560 + 1), 2 * 2_560),
+    ("phi-2", PHI_2, "lora", {"rank": 8}, 32 * 2 * 8 * 2 * 2_560, 2 * 2_560),
+    ("phi-2", PHI_2, "bitfit", {}, 32 * (4 * 2_560 + 10_240 + 2_560 + 2_560) + 2_560, 2 * 2_560),
+    ("phi-3-mini", PHI_3_MINI, "full", {}, 3_821_079_552 - 32_064 * 3_072, 2 * 3_072),
+    ("phi-3-mini", PHI_3_MINI, "lora", {"rank": 8}, 32 * 8 * (3_072 + 3 * 3_072), 2 * 3_072),
+    ("phi-3-mini", PHI_3_MINI, "ia3", {}, 32 * (3 * 3_072 + 8_192), 2 * 3_072),
+]  # fmt: skip
+"""Name, configuration, method and settings; trained parameters in the backbone and in a head for two labels."""
+
+
+@pytest.mark.parametrize(("name", "config", "kind", "settings", "adapter", "head"), OTHERS)
+def test_other_families(
+    tmp_path: Path,
+    name: str,
+    config: dict[str, Any],
+    kind: str,
+    settings: dict[str, Any],
+    adapter: int,
+    head: int,
+) -> None:
+    assert count(tmp_path, config, kind, settings) == (adapter, head), name
+
+
+@pytest.mark.parametrize(
+    "architecture", [*ARCHITECTURES, "deberta-v2 with a convolution", "gemma3 with images", "phi with norms of heads"]
+)
 def test_expected_equals_made(architecture: str) -> None:
     backbone = tiny_backbone(architecture, precision="fp32")
     shape = shape_from_config(tiny_folder(architecture), 3)

@@ -39,7 +39,7 @@ def test_a_probe_trains_for_real_and_leaves_nothing(kind: str):
     trials = side_by_side(backbone, 5)
     found = probe(backbone, get(kind)(), TrainingConfig(batch_size=4, class_weights="balanced"), data, trials)
     assert found.train_seconds > 0 and found.evaluation_seconds > 0 and found.peak_bytes > 0
-    own = trained_bytes(backbone.shape, get(kind)(), "auto")
+    own = trained_bytes(backbone.shape, get(kind)(), TrainingConfig())
     assert (found.trials, found.missing_tokens, found.trained_bytes) == (trials, 0, trials * own)
     after = backbone.model.state_dict()
     assert before.keys() == after.keys() and all(value.equal(after[name]) for name, value in before.items())
@@ -103,11 +103,11 @@ def test_memory_counts_a_trial_once_and_batches_larger_than_the_probes(trials: i
     data, training = random_data(), TrainingConfig(batch_size=4)
 
     def peak(rank: int, missing: int) -> int:
-        small = trained_bytes(SHAPE, get("lora")(rank=1), "auto")
+        small = trained_bytes(SHAPE, get("lora")(rank=1), training)
         found = found_probe(trials=trials, trained_bytes=trials * small, missing_tokens=missing)
         return forecast_by_probe(found, SHAPE, get("lora")(rank=rank), training, data).peak_bytes
 
-    own = {rank: trained_bytes(SHAPE, get("lora")(rank=rank), "auto") for rank in (1, 64)}
+    own = {rank: trained_bytes(SHAPE, get("lora")(rank=rank), training) for rank in (1, 64)}
     growth = GROWTH[device().type]
     assert peak(1, 0) == int(growth * (GIB - (trials - 1) * own[1]))
     assert peak(64, 0) - peak(1, 0) == pytest.approx(growth * (own[64] - own[1]), abs=1)
@@ -131,7 +131,7 @@ def test_fleets_fit_and_more_memory_never_means_smaller_ones(trials: int, bits: 
 
 def test_a_fleet_needs_what_its_trials_train():
     lora = [Candidate(get("lora")(), TrainingConfig(), 64)] * 4
-    bytes_of_four = 4 * trained_bytes(SHAPE, get("lora")(), "auto")
+    bytes_of_four = 4 * trained_bytes(SHAPE, get("lora")(), TrainingConfig())
     enough = next(2**bits for bits in range(10, 50) if fits(SHAPE, lora, 2**bits))
     assert enough * footprint.ROOM >= bytes_of_four and not fits(SHAPE, lora, int(bytes_of_four * 0.9))
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from fleetune.compare.result import TrialResult
-from fleetune.lab.notices import Notice, Said
+from fleetune.lab.notices import Noted, Notice
 from fleetune.lab.recipe import load_recipe
 from fleetune.lab.results import load_results
 from fleetune.lab.runner import run
@@ -52,7 +52,7 @@ def track(write_recipe: Callable[..., Path], folder: Path) -> Callable[..., list
         notices: list[Notice] = []
         recipe = load_recipe(write_recipe(), [f"track={tracker}"])
         run(recipe, folder, notices.append, executor, draw=_drawn)
-        return [one.text for one in notices if isinstance(one, Said) and one.text.startswith(tracker)]
+        return [one.text for one in notices if isinstance(one, Noted) and one.text.startswith(tracker)]
 
     return train
 
@@ -76,11 +76,11 @@ def _interrupt() -> FakeExecutor:
     return FakeExecutor({"head": lambda: os.kill(os.getpid(), signal.SIGTERM)})
 
 
-def _accuracies(trial: TrialResult) -> list[tuple[int, float]]:
+def _accuracies(trial: TrialResult) -> list[tuple[int, Any]]:
     return [(one["step"], pytest.approx(one["metrics"]["accuracy"])) for one in trial.history]
 
 
-def _losses(trial: TrialResult) -> list[tuple[int, float]]:
+def _losses(trial: TrialResult) -> list[tuple[int, Any]]:
     return [(step, pytest.approx(loss)) for step, loss in trial.losses]
 
 
@@ -158,8 +158,9 @@ def test_mlflow_has_one_run_a_trial_in_the_experiment_of_the_run(track, folder):
 
 def wandb_records(path: Path) -> Iterator[Any]:
     """Yields W&B's records: protocol buffers in the format of LevelDB's log, after a header of seven bytes."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2
 
+    make_record: Any = wandb_internal_pb2.Record  # type: ignore[attr-defined]
     data, place, parts = path.read_bytes(), 7, b""
     assert data[:4] == b":W&B"
     while place + 7 <= len(data):
@@ -171,7 +172,7 @@ def wandb_records(path: Path) -> Iterator[Any]:
         parts += data[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # a whole record, or the last part of one
-            record = Record()
+            record = make_record()
             record.ParseFromString(parts)
             yield record
             parts = b""

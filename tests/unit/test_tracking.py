@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fleetune.cli.progress import PlainLines, watching
 from fleetune.engine.events import Evaluated, Stepped
 from fleetune.errors import MissingExtraError, RecipeError
-from fleetune.lab.notices import Notice, Said
+from fleetune.lab.notices import Noted, Notice, Said
 from fleetune.lab.overrides import apply_overrides
 from fleetune.lab.recipe import load_recipe, recipe_from, resolved
 from fleetune.lab.results import load_results
@@ -92,7 +93,7 @@ def rows(folder: Path) -> dict[str, list[tuple[Any, ...]]]:
 
 
 def said(notices: list[Notice]) -> list[str]:
-    return [notice.text for notice in notices if isinstance(notice, Said)]
+    return [notice.text for notice in notices if isinstance(notice, Said | Noted)]
 
 
 def test_a_tracker_is_told_of_each_trial_from_start_to_end(write_recipe, folder, listen):
@@ -249,6 +250,16 @@ def test_a_tracker_that_hangs_holds_up_neither_training_nor_the_end(write_recipe
     assert said(notices)[-2:] == ["waiting for wandb", "wandb did not take everything in time; the ledger has it"]
 
 
+def test_what_a_tracker_says_stays_on_the_screen(monkeypatch, capsys):
+    PlainLines().take(Noted("wandb: no more goes there"))
+    assert capsys.readouterr().err == "wandb: no more goes there\n"
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with watching() as watch:
+        watch(Noted("mlflow: no more goes there"))
+        watch(Said("loading"))
+    assert "mlflow: no more goes there" in capsys.readouterr().err
+
+
 def test_a_figure_that_cannot_be_drawn_costs_no_numbers(write_recipe, folder, listen):
     listener = Listener()
     listen(wandb=listener)
@@ -261,6 +272,24 @@ def test_a_figure_that_cannot_be_drawn_costs_no_numbers(write_recipe, folder, li
     endings = [what for call, _, what in listener.calls if call == "end"]
     assert len(endings) == 4 and all("final/test/accuracy" in ending.metrics for ending in endings)
     assert [line for line in said(notices) if "no fonts" in line] == ["trackers get no figures: RuntimeError: no fonts"]
+
+
+def test_training_begins_when_the_trackers_are_ready(write_recipe, folder, listen):
+    ready = threading.Event()
+
+    class Slow(Listener):
+        def open(self, run: TrackedRun) -> str:
+            time.sleep(0.3)
+            ready.set()
+            return super().open(run)
+
+    class Watchful(FakeExecutor):
+        def start(self, job):
+            assert ready.is_set(), "its imports would count as training time"
+            return super().start(job)
+
+    listen(wandb=Slow())
+    assert run(load_recipe(write_recipe(), ["track=wandb"]), folder, executor=Watchful()).done == 4
 
 
 @pytest.mark.parametrize(("trials", "steps"), [(1, 12_345), (200, 3_000), (5000, 777), (1, 9)])
@@ -279,8 +308,9 @@ def test_points_are_few_and_their_means_are_those_of_all_steps(trials: int, step
         assert point.values["train/loss"] == pytest.approx(losses[start : point.step].mean())
     assert points.rest("t") is None
     evaluated = Evaluated("t", steps, 1.0, {"f1": 0.5, "loss": float("inf")}, True)
-    assert points.of(evaluated).values == {"validation/f1": 0.5}
-    assert points.of(evaluated) is None
+    first, second = points.of(evaluated), points.of(evaluated)
+    assert first is not None and first.values == {"validation/f1": 0.5}
+    assert second is None
 
 
 @pytest.mark.parametrize(

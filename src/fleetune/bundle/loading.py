@@ -106,10 +106,10 @@ class Bundle:
         layout = "padded" if facts.layout == "padded" else "auto"
         if self.manifest.form == "merged":
             return BackboneConfig.model_validate({"model": str(self.folder.resolve()), "layout": layout})
+        fields = {"layout": layout, "quantize": facts.quantize, "resident": facts.resident}
         if model is not None:
-            return BackboneConfig.model_validate({"model": model, "layout": layout})
-        fields = {"model": facts.model, "revision": facts.revision, "layout": layout}
-        return BackboneConfig.model_validate(fields)
+            return BackboneConfig.model_validate({"model": model, **fields})
+        return BackboneConfig.model_validate({"model": facts.model, "revision": facts.revision, **fields})
 
 
 def load_bundle(folder: Path) -> Bundle:

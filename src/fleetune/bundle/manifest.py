@@ -50,6 +50,10 @@ class BackboneFacts(_Part):
     """How texts lay in memory."""
     precision: Literal["bf16", "fp32", "float64"]
     """Of the frozen weights' products in training."""
+    quantize: Literal["none", "nf4", "int8"] = "none"
+    """How the frozen weights of the layers were rounded in training; the weights of a merged bundle are so already."""
+    resident: Literal["quantized", "bf16"] = "quantized"
+    """Whether rounded weights were kept in few bits, or restored."""
 
 
 class TokenizerFacts(_Part):

@@ -46,6 +46,7 @@ from fleetune.data.cutting import Cutting
 from fleetune.engine.backbone import Backbone
 from fleetune.engine.checkpoint import write_whole
 from fleetune.engine.embedded import PREFIX
+from fleetune.engine.quantize import round_weights
 from fleetune.errors import BundleError
 from fleetune.methods.base import BackboneShape, Method
 
@@ -125,7 +126,8 @@ def save_bundle(
         label_type: What the labels are in Python.
         precision: Precision of the training; the backbone's if absent.
         probe: Texts whose logits are compared with those of the reloaded bundle; at most 64 of them.
-        merge: Whether to write a complete model with the deltas worked into its weights.
+        merge: Whether to write a complete model with the deltas worked into its weights; those of a quantised
+            backbone as they were rounded, in full.
         overwrite: Whether a bundle in `folder` may be replaced.
 
     Raises:
@@ -214,6 +216,7 @@ def _write_model(folder: Path, contents: _Contents) -> None:
     config = labelled_config(contents.backbone, contents.labels, contents.problem_type, contents.tokenizer)
     if contents.form == "merged":
         model = plain_model(contents.backbone.folder, config)
+        round_weights(model, contents.backbone.architecture.base, contents.backbone.config.quantize)
         merge_into(model, contents.method, contents.shape, contents.tensors)
         with quiet():
             model.save_pretrained(folder, max_shard_size="1000GB")
@@ -263,6 +266,8 @@ def _backbone_facts(contents: _Contents, precision: str | None) -> BackboneFacts
             "model_type": backbone.shape.model_type,
             "layout": backbone.layout,
             "precision": precision or backbone.precision,
+            "quantize": backbone.config.quantize,
+            "resident": backbone.config.resident,
         }
     )
 

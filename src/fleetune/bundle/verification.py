@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from fleetune.bundle.contents import MODEL_CONFIG, WEIGHTS
 from fleetune.bundle.loading import Bundle, load_bundle
 from fleetune.bundle.plain import plain_model, quiet
+from fleetune.engine.architecture import architecture_of
 from fleetune.engine.backbone import Backbone, load_backbone
 from fleetune.engine.evaluation import trial_logits
+from fleetune.engine.quantize import import_bitsandbytes, round_weights
 from fleetune.errors import ExportMismatchError
 from fleetune.methods.base import Method
 
@@ -39,8 +41,9 @@ def verify_bundle(
     """Returns the largest difference between `expected` and the logits of the bundle in `folder`, reloaded in fp32.
 
     The bundle is read by what others would read it with: PEFT for an adapter, `load_state_dict` for parameters,
-    `from_pretrained` for a complete model; each over the plain Hugging Face model, one text at a time. A delta, which
-    only Fleetune reads, is laid over a backbone loaded anew, with padded texts.
+    `from_pretrained` for a complete model; each over the plain Hugging Face model, one text at a time, whose weights
+    are rounded first as those of a quantised backbone are. A delta, which only Fleetune reads, is laid over a backbone
+    loaded anew, with padded texts.
 
     Args:
         folder: The bundle.
@@ -107,7 +110,9 @@ def _reload(bundle: Bundle, backbone_folder: Path) -> Any:
         return plain_model(folder, AutoConfig.from_pretrained(folder, trust_remote_code=False))
     config = AutoConfig.from_pretrained(folder / MODEL_CONFIG, trust_remote_code=False)
     model = plain_model(backbone_folder, config)
+    round_weights(model, architecture_of(config.model_type).base, bundle.manifest.backbone.quantize)
     if bundle.manifest.form == "adapter":
+        import_bitsandbytes()
         import peft
 
         with quiet():

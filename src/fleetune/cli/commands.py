@@ -176,11 +176,16 @@ def export_bundle(folder: Path, trial: str, to: Path, merge: bool, onnx: bool, a
                 "bundle": str(saved.path),
                 "bytes": saved.bytes,
                 "max_difference": saved.max_difference,
+                "remark": saved.remark,
+                "note": saved.note,
             }
         )
         return
-    print_line(f"{saved.name} ({saved.trial}) is in {saved.path}, {size(saved.bytes)}")
+    remark = f"; {saved.remark}" if saved.remark else ""
+    print_line(f"{saved.name} ({saved.trial}) is in {saved.path}, {size(saved.bytes)}{remark}")
     print_line(f"reloaded: logits differ from the trial's by at most {saved.max_difference:.1e}")
+    if saved.note is not None:
+        print_line(f"note: {saved.note}")
     print_line(f'Next: fleetune predict {shlex.quote(str(saved.path))} "a text"')
 
 

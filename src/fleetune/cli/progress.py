@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fleetune.cli.output import print_note, safe
 from fleetune.cli.words import counted, duration, number
 from fleetune.engine.events import Evaluated, Failed, Finished, Stepped
-from fleetune.lab.notices import FleetOpened, Notice, RunOpened, Said, Watch
+from fleetune.lab.notices import FleetOpened, Noted, Notice, RunOpened, Said, Watch
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -59,9 +59,8 @@ class RunView:
             case FleetOpened():
                 self.fleet, self._fleet_started, self._fleet_steps = notice.trials, time.monotonic(), 0
                 self._recent.clear()
-                self.message = (
-                    f"fleet {notice.number + 1} of {notice.fleets} on {notice.backbone}, {notice.facts.layout}"
-                )
+                where = f"on {notice.backbone}, {notice.facts.layout}" if notice.facts.layout else "without a model"
+                self.message = f"fleet {notice.number + 1} of {notice.fleets} {where}"
                 for trial in notice.trials:
                     self.trials[trial].status = "running"
             case Stepped():
@@ -146,7 +145,7 @@ class PlainLines:
         """Prints what is worth a line."""
         self.view.take(notice)
         match notice:
-            case Said():
+            case Said() | Noted():
                 self._print(notice.text)
             case RunOpened():
                 done = sum(status == "done" for status in notice.statuses.values())
@@ -154,16 +153,16 @@ class PlainLines:
                 trials, fleets = len(notice.plan.trials), len(notice.plan.fleets)
                 self._print(f"{counted(trials, 'trial')} in {counted(fleets, 'fleet')}{skipped}")
             case FleetOpened():
-                facts = notice.facts
-                self._print(f"{self.view.message} ({facts.precision}): {counted(len(notice.trials), 'trial')}")
+                precision = f" ({notice.facts.precision})" if notice.facts.precision else ""
+                self._print(f"{self.view.message}{precision}: {counted(len(notice.trials), 'trial')}")
             case Evaluated():
                 metric = self.view.trials[notice.trial].metric
                 best = " (best)" if notice.best else ""
                 self._print(f"{self._trial(notice.trial)}: {metric} {number(notice.metrics.get(metric))}{best}")
             case Finished():
-                best = f"best at step {notice.best_step}"
+                best = f", best at step {notice.best_step}" if notice.steps else ""
                 early = ", stopped early" if notice.stopped_early else ""
-                self._print(f"{self._trial(notice.trial)}: done in {duration(notice.seconds)}, {best}{early}")
+                self._print(f"{self._trial(notice.trial)}: done in {duration(notice.seconds)}{best}{early}")
             case Failed():
                 self._print(f"{self.view.trials[notice.trial].label}: failed: {notice.reason}")
             case Stepped():
@@ -191,8 +190,14 @@ def _live() -> Iterator[Watch]:
     def drawn() -> Any:
         return Group(_table(view), Text(view.summary(), style="dim"))
 
-    with Live(get_renderable=drawn, console=Console(stderr=True), refresh_per_second=4):
-        yield view.take
+    with Live(get_renderable=drawn, console=Console(stderr=True), refresh_per_second=4) as live:
+
+        def take(notice: Notice) -> None:
+            if isinstance(notice, Noted):
+                live.console.print(Text(safe(notice.text)))
+            view.take(notice)
+
+        yield take
 
 
 def _table(view: RunView) -> Table:

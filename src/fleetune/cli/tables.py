@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from fleetune.compare.summary import Comparison
     from fleetune.lab.catalog import MethodEntry
     from fleetune.lab.check import Check
+    from fleetune.lab.executors.base import BackboneFacts
+    from fleetune.lab.plan import FleetPlan
     from fleetune.lab.summary import RunSummary
 
 
@@ -87,13 +89,19 @@ def print_check(result: Check) -> None:
     print_table(headings, trials, right=(4, 5, 6, 7))
     for fleet, known in zip(result.inputs.plan.fleets, result.fleets, strict=True):
         print_line(
-            f"fleet of {len(fleet.trials)} on {fleet.backbone.name}: {known.facts.layout}, {known.facts.precision}, "
+            f"{_fleet_words(fleet, known.facts)}, "
             f"about {size(known.whole.peak_bytes)} of {size(result.memory_bytes)} memory, "
             f"{duration(known.whole.seconds)}"
         )
     for warning in result.warnings:
         print_line(f"warning: {warning}")
     print_line(f"{len(trials)} trials, about {duration(result.seconds)} together")
+
+
+def _fleet_words(fleet: FleetPlan, facts: BackboneFacts) -> str:
+    if facts.layout is None:
+        return f"{fleet.trials[0].name}: no model"
+    return f"fleet of {len(fleet.trials)} on {fleet.backbone.name}: {facts.layout}, {facts.precision}"
 
 
 def print_method(method: MethodEntry) -> None:
@@ -134,7 +142,7 @@ def describe_prediction(prediction: dict[str, Any]) -> str:
 
 
 def _remarks(row: Row) -> list[str]:
-    remarks = []
+    remarks = ["baseline"] if row.is_baseline else []
     if row.tied_with_best:
         remarks.append("not told from the best")
     if row.degenerate:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fleetune.compare.result import TrialResult
+from fleetune.methods import is_baseline, reads_model
 
 NOT_SETTINGS = frozenset({"seed", "seeds"})
 ABSENT = object()
@@ -45,7 +46,10 @@ class Configuration:
 
 
 def all_settings(trial: TrialResult) -> dict[str, Any]:
-    """Returns the method's and the training's settings of `trial` together, seed excluded."""
+    """Returns the method's and the training's settings of `trial` together, seed excluded.
+
+    A baseline has only what it heeds of the training's.
+    """
     return {key: value for key, value in (trial.training | trial.settings).items() if key not in NOT_SETTINGS}
 
 
@@ -57,7 +61,10 @@ def group(results: Iterable[TrialResult]) -> list[Configuration]:
     trials = [sorted(members, key=lambda trial: trial.seed) for members in groups.values()]
     firsts = [members[0] for members in trials]
     shared = shared_settings(firsts)
-    varying = [{k: v for k, v in all_settings(first).items() if k not in shared} for first in firsts]
+    varying = [
+        {key: value for key, value in all_settings(first).items() if shared.get(key, ABSENT) != value}
+        for first in firsts
+    ]
     return [
         Configuration(name, tuple(members), settings)
         for name, members, settings in zip(_names(firsts), trials, varying, strict=True)
@@ -65,7 +72,8 @@ def group(results: Iterable[TrialResult]) -> list[Configuration]:
 
 
 def shared_settings(trials: Sequence[TrialResult]) -> dict[str, Any]:
-    """Returns the settings that every one of `trials` has with the same value."""
+    """Returns the settings that every one of `trials` has with the same value; baselines, which lack most, aside."""
+    trials = [trial for trial in trials if not is_baseline(trial.kind)] or trials
     if not trials:
         return {}
     candidates = all_settings(trials[0])
@@ -79,7 +87,10 @@ def _names(firsts: Sequence[TrialResult]) -> list[str]:
     for attribute in ("backbone", "data"):
         values = [str(getattr(trial, attribute)) for trial in firsts]
         if len(set(values)) > 1:
-            names = [f"{name} · {value}" for name, value in zip(names, values, strict=True)]
+            names = [
+                f"{name} · {value}" if attribute == "data" or reads_model(first.kind) else name
+                for name, value, first in zip(names, values, firsts, strict=True)
+            ]
     counts = Counter(names)
     for name in [name for name, count in counts.items() if count > 1]:
         alike = [index for index, other in enumerate(names) if other == name]

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fleetune.methods import is_floor
 from fleetune.metrics import (
     BoolArray,
     evaluate,
@@ -155,7 +156,10 @@ class TrialResult:
         Degenerate are logits that are not numbers, one and the same prediction for every text, where texts have one
         label each, no more right answers than the most frequent class gets, and where they may have several, a mean
         ROC-AUC no higher than chance: tuned thresholds find something to part even where nothing was learned.
+        A baseline that is meant to learn nothing is not degenerate.
         """
+        if is_floor(self.kind):
+            return None
         if split not in self.predictions or len(self.predictions[split][0]) == 0:
             return None
         labels, logits = self.predictions[split]

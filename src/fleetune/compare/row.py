@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fleetune.compare.configuration import Configuration
+from fleetune.methods import is_baseline
 
 CONFIDENCE = 0.95
 LOWER_BOUND = {"matthews": -1.0}
@@ -39,6 +40,16 @@ class Row:
     def name(self) -> str:
         """Name of the configuration."""
         return self.configuration.name
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it is a baseline: it gives the same each time, so its one trial has no spread over seeds."""
+        return is_baseline(self.configuration.first.kind)
+
+    @property
+    def has_known_spread(self) -> bool:
+        """Whether its seeds, or that it needs none, tell how far its mean hangs on them."""
+        return self.interval is not None or (self.is_baseline and math.isfinite(self.mean))
 
     @property
     def mean(self) -> float:
@@ -95,6 +106,7 @@ class Row:
             "peak_bytes": self.peak_bytes,
             "bundle_bytes": self.bundle_bytes,
             "tied_with_best": self.tied_with_best,
+            "baseline": self.is_baseline,
             "degenerate": bool(self.degenerate),
             "degenerate_seeds": {str(seed): reason for seed, reason in self.degenerate.items()},
             "failed": len(self.configuration.failed),

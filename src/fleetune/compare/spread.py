@@ -32,9 +32,11 @@ class SeedSpread:
     def tells_apart(self, one: Row, other: Row) -> bool:
         """Returns whether the means differ by more than chance over seeds would make any two of the rows differ.
 
+        A baseline's mean has no chance over seeds in it.
+
         Source: Tukey's range test in Kramer's form for unequal numbers of seeds (Kramer, 1956).
         """
-        seeds = 1.0 / len(one.scores) + 1.0 / len(other.scores)
+        seeds = sum(0.0 if row.is_baseline else 1.0 / len(row.scores) for row in (one, other))
         needed = _range_quantile(self.configurations, self.degrees) * self.deviation * math.sqrt(seeds / 2.0)
         return abs(one.mean - other.mean) > needed + ROUNDING
 

@@ -32,10 +32,13 @@ class Verdict:
 
 
 def reference_row(rows: Sequence[Row], metric: str) -> Row | None:
-    """Returns the row of the best mean, of those that are not degenerate and have two seeds if any have."""
+    """Returns the row of the best mean, of those that are not degenerate and have two seeds if any have.
+
+    A baseline needs no second seed.
+    """
     usable = [row for row in rows if math.isfinite(row.mean) and not row.degenerate]
     best: Row | None = None
-    for row in [row for row in usable if row.interval] or usable:
+    for row in [row for row in usable if row.has_known_spread] or usable:
         if best is None or is_better(metric, row.mean, best.mean):
             best = row
     return best
@@ -48,13 +51,40 @@ def with_ties(rows: Sequence[Row], metric: str) -> list[Row]:
 
 
 def verdict_on(rows: Sequence[Row], metric: str, split: str) -> Verdict:
-    """Returns the verdict on rows of the same data, whose ties are marked."""
-    best = reference_row(rows, metric)
-    if best is None:
+    """Returns the verdict on rows of the same data, whose ties are marked; it recommends no baseline, but names it."""
+    overall_best = reference_row(rows, metric)
+    if overall_best is None:
         return Verdict(
             None, None, f"No configuration has a usable {metric_title(metric)} on {split}: none is recommended."
         )
     superlative = f"{'lowest' if metric in MINIMISED else 'highest'} mean {metric_title(metric)} on {split}"
+    trained = [row for row in rows if not row.is_baseline]
+    best = reference_row(trained, metric)
+    if overall_best.is_baseline and (best is None or (best.interval and not best.tied_with_best)):
+        behind = "no fine-tune comes up to it" if trained else "nothing was trained to compare it with"
+        return Verdict(
+            None, None, f"The baseline {overall_best.name} has the {superlative}; {behind}: none is recommended."
+        )
+    assert best is not None
+    if overall_best.is_baseline:
+        superlative += " of all that was trained"
+    remarks = [_remark_on(row, best, metric) for row in rows if row.is_baseline and not row.degenerate]
+    verdict = _verdict_on_trained(trained, best, metric, superlative, rivalled=any(remarks))
+    return replace(verdict, reason=" ".join([verdict.reason, *filter(None, remarks)]))
+
+
+def _remark_on(baseline: Row, best: Row, metric: str) -> str | None:
+    """Returns a sentence on a baseline that is better than the best of what was trained, or not told from it."""
+    scores = f"({baseline.mean:.3f} against {best.mean:.3f})"
+    if is_better(metric, baseline.mean, best.mean):
+        return f"The baseline {baseline.name} is better than {best.name} {scores}: no gain from training is shown."
+    if best.interval and baseline.tied_with_best and _reaches(baseline, best, metric):
+        return f"Nor is the baseline {baseline.name} told from {best.name} {scores}: no gain from training is shown."
+    return None
+
+
+def _verdict_on_trained(rows: Sequence[Row], best: Row, metric: str, superlative: str, rivalled: bool) -> Verdict:
+    """Returns the verdict on what was trained, `best` being the best of it; `rivalled` by a baseline, or not."""
     if best.interval is None:
         return Verdict(
             None,
@@ -68,7 +98,8 @@ def verdict_on(rows: Sequence[Row], metric: str, split: str) -> Verdict:
     cheapest = min(sound, key=_cost)
     left_out = [row.name for row in near if row not in sound and _cost(row) < _cost(cheapest)]
     behind = [row.name for row in tied if row not in near]
-    sentences = [_lead(cheapest, best, near, superlative, alone=len(tied) == 1)]
+    lead = _lead(cheapest, best, near, superlative, alone=len(tied) == 1)
+    sentences = [f"{best.name} has the {superlative}." if rivalled and len(near) == 1 else lead]
     if behind:
         sentences.append(
             f"So few seeds do not tell {best.name} from {', '.join(behind)} either, but every seed there is behind "

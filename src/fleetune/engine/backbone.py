@@ -14,6 +14,7 @@ from torch import nn
 
 from fleetune.engine.architecture import Architecture, architecture_of, position_limit
 from fleetune.engine.attention import register_attention
+from fleetune.engine.checkpointing import allow_checkpointing
 from fleetune.engine.config import BackboneConfig
 from fleetune.engine.dropout import FleetDropout, ForwardState, Stream
 from fleetune.engine.encoder import speed_up_encoder
@@ -21,6 +22,13 @@ from fleetune.engine.head import checkpoint_head, head_logits, pool
 from fleetune.engine.layout import Layout, Pack
 from fleetune.engine.parity import IMPLEMENTATIONS, choose_layout
 from fleetune.engine.prefix import PREFIXES
+from fleetune.engine.quantize import (
+    finish_loading,
+    loading_options,
+    refuse_quantized_checkpoint,
+    set_type,
+    settle,
+)
 from fleetune.engine.relative import set_attention, take_over_attention
 from fleetune.engine.shape import shape_of
 from fleetune.engine.site import Delta, SiteModule
@@ -28,6 +36,7 @@ from fleetune.engine.source import find_folder
 from fleetune.engine.tokenizer import load_tokenizer as load_tokenizer
 from fleetune.engine.virtual import with_prefixes, with_virtual_tokens
 from fleetune.errors import BackboneError
+from fleetune.memory import available_bytes
 from fleetune.methods.base import SHARED, BackboneShape, Method, Site
 from fleetune.runtime import device, pick_precision, torch_dtype
 
@@ -148,16 +157,23 @@ class Backbone:
         """Returns the module at path `name` as the checkpoint has it, whatever deltas are around it."""
         return self._modules[name].frozen if name in self._modules else self.model.get_submodule(name)
 
-    def logits(self, pack: Pack, heads: dict[int, dict[str, Tensor]], streams: dict[int, Stream]) -> dict[int, Tensor]:
+    def logits(
+        self,
+        pack: Pack,
+        heads: dict[int, dict[str, Tensor]],
+        streams: dict[int, Stream],
+        checkpointing: bool = False,
+    ) -> dict[int, Tensor]:
         """Returns each slot's logits `(texts, num_labels)` for its texts in `pack`.
 
         Args:
             pack: The input.
             heads: Each slot's head parameters.
             streams: Each slot's dropout stream; empty in evaluation.
+            checkpointing: Whether layers keep their input alone for the backward pass.
         """
         pack = self._with_learned_tokens(pack)
-        self.state.begin(pack, streams)
+        self.state.begin(pack, streams, checkpointing)
         try:
             pooled = pool(self._hidden(pack), pack, self.architecture, self.model.config)
             return {
@@ -228,7 +244,8 @@ def load_backbone(
     """
     folder = find_folder(config)
     precision = pick_precision(precision)
-    model, missing = _load_model(folder, num_labels, precision)
+    available = available_bytes()
+    model, missing = _load_model(folder, config, num_labels, precision)
     model_config: Any = model.config
     architecture = architecture_of(model_config.model_type)
     head = _head_names(model, architecture, missing)
@@ -242,10 +259,12 @@ def load_backbone(
         speed_up_encoder(model.get_submodule(architecture.base), architecture.encoder, state)
     if architecture.relative is not None:
         take_over_attention(model.get_submodule(architecture.base), architecture.relative, state)
+    allow_checkpointing(model.get_submodule(architecture.base), state)
     register_attention()
     layout, reason = choose_layout(config.layout, model, architecture, state)
     set_attention(model, architecture, IMPLEMENTATIONS[layout])
     _round(model.get_submodule(architecture.base), torch_dtype(precision))
+    stored = settle(model, shape, config, precision, available)
     model.to(device())
     # Attention modules hand their dropout rate on only in training mode; all else is the same in both.
     model.get_submodule(architecture.base).train()
@@ -260,12 +279,12 @@ def load_backbone(
         folder=folder,
         model_hash=hash_model(folder),
         head_from_checkpoint=from_checkpoint,
-        notes=[*_notes(architecture, missing, reason), *head_notes],
+        notes=[*_notes(architecture, missing, reason), *head_notes, *stored],
         state=state,
     )
 
 
-def _load_model(folder: Path, num_labels: int, precision: str) -> tuple[nn.Module, set[str]]:
+def _load_model(folder: Path, backbone: BackboneConfig, num_labels: int, precision: str) -> tuple[nn.Module, set[str]]:
     """Returns the classification model and the names of the parameters that the checkpoint lacks."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
     from transformers.utils import logging
@@ -274,9 +293,11 @@ def _load_model(folder: Path, num_labels: int, precision: str) -> tuple[nn.Modul
         config = AutoConfig.from_pretrained(folder, num_labels=num_labels)
     except (ValueError, KeyError, OSError) as error:
         raise BackboneError(f"{folder}/config.json cannot be read: {str(error).splitlines()[0]}") from None
-    architecture_of(config.model_type)
+    architecture = architecture_of(config.model_type)
+    refuse_quantized_checkpoint(config, folder)
     stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    small = stored < 4 * LOAD_IN_FULL_BELOW
+    # What is quantised is rounded from the checkpoint's own values, whatever the precision.
+    small = stored < 4 * LOAD_IN_FULL_BELOW or backbone.quantize != "none"
     dtype = torch.float64 if precision == "float64" else torch.float32 if small else torch_dtype(precision)
     level = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -290,6 +311,7 @@ def _load_model(folder: Path, num_labels: int, precision: str) -> tuple[nn.Modul
             attn_implementation="eager",
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **loading_options(backbone, architecture.base),
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise BackboneError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from None
@@ -298,6 +320,7 @@ def _load_model(folder: Path, num_labels: int, precision: str) -> tuple[nn.Modul
         logging.enable_progress_bar()
     for path in architecture_of(config.model_type).spare:
         _replace(model, path, None)
+    finish_loading(model, dtype)
     mismatched = {item[0] if isinstance(item, tuple) else item for item in info.get("mismatched_keys", ())}
     return model, set(info["missing_keys"]) | mismatched
 
@@ -346,8 +369,9 @@ def _round(base: nn.Module, dtype: torch.dtype) -> None:
     # Buffers keep their type: rotary frequencies in bf16 would move every position. So does the pooler, which works
     # on one token a text, with the heads, in their type.
     for name, parameter in base.named_parameters():
-        if not name.startswith("pooler."):
+        if parameter.is_floating_point() and not name.startswith("pooler."):
             parameter.data = parameter.data.to(dtype)
+    set_type(base, dtype)
 
 
 def hash_model(folder: Path) -> str:

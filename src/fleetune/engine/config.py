@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fleetune.errors import RecipeError
 from fleetune.metrics import MetricName, check_metric
@@ -13,6 +13,7 @@ from fleetune.metrics import MetricName, check_metric
 Positive = Annotated[float, Field(gt=0.0)]
 Weight = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Precision = Literal["auto", "bf16", "fp32", "float64"]
+OptimizerName = Literal["adamw", "paged_adamw_32bit", "adamw_8bit", "adafactor", "sgd"]
 
 
 class BackboneConfig(BaseModel):
@@ -26,10 +27,19 @@ class BackboneConfig(BaseModel):
     """A folder, a hub name, or `embedded:minilm`, `embedded:smollm2`."""
     revision: str | None = None
     """Commit, tag or branch on the hub."""
-    quantize: Literal["none"] = "none"
-    """Storage of the frozen weights."""
+    quantize: Literal["none", "nf4", "int8"] = "none"
+    """Storage of the frozen weights inside the layers: `nf4` is QLoRA's 4 bits, `int8` has a scale a row."""
+    resident: Literal["quantized", "bf16"] = "quantized"
+    """Where `quantize` is set: `bf16` keeps the rounded weights as plain numbers, in the type of `precision`, if they
+    fit into memory; same weights, faster."""
     layout: Literal["auto", "packed", "padded"] = "auto"
     """How texts lie in memory; `auto` is packed where the parity probe allows it."""
+
+    @model_validator(mode="after")
+    def _resident_needs_quantize(self) -> BackboneConfig:
+        if self.quantize == "none" and self.resident != "quantized":
+            raise ValueError(f'resident = "{self.resident}" is for quantised weights; set quantize = "nf4" or "int8"')
+        return self
 
 
 class TrainingConfig(BaseModel):
@@ -45,10 +55,15 @@ class TrainingConfig(BaseModel):
     """Texts in one forward and backward pass."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Passes whose gradients make one optimizer step."""
+    optimizer: OptimizerName = "adamw"
+    """What makes the steps. `paged_adamw_32bit` keeps AdamW's moments where a GPU can page them out; `adamw_8bit` keeps
+    them in 8 bits, `adafactor` as row and column means; both take less memory."""
     learning_rate: Positive = 5e-4
     """Peak learning rate."""
+    momentum: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Of sgd alone."""
     weight_decay: float = Field(default=0.01, ge=0.0)
-    """Decoupled weight decay; never on biases and norms."""
+    """Decoupled weight decay (for sgd an L2 penalty); never on biases and norms."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the two moments."""
     adam_epsilon: Positive = 1e-8
@@ -81,6 +96,9 @@ class TrainingConfig(BaseModel):
     """Stop after this many evaluations without a better metric."""
     metric: MetricName = "f1_macro"
     """Metric on validation that chooses the best checkpoint."""
+    gradient_checkpointing: bool = False
+    """Keep each layer's input alone and compute the layer again in the backward pass: less memory, more time, and the
+    same numbers."""
     precision: Precision = "auto"
     """Of the frozen weights and their products; adapters, head and optimizer stay in fp32 (or float64)."""
 

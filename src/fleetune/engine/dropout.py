@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +75,16 @@ class Mask:
         return x * keep_mask(self.key, self.rows, x.shape[-1], self.rate, x.dtype)
 
 
+@dataclass(frozen=True)
+class Passage:
+    """Where a forward pass stands; see `ForwardState`."""
+
+    pack: Pack | None
+    streams: dict[int, Stream]
+    calls: Counter[tuple[int, str]]
+    full: Tensor | None
+
+
 class ForwardState(threading.local):
     """What every changed module of a backbone knows of the forward pass under way; each thread has its own.
 
@@ -82,6 +94,7 @@ class ForwardState(threading.local):
         calls: How often each place was passed, since some architectures share one module between layers.
         full: What keys and values of a narrowed layer see: all tokens, where the rest sees one of each text.
         apart: Whether what passes now belongs to no text: embeddings of relative positions, which all texts share.
+        checkpointing: Whether layers keep their input alone, and are computed again in the backward pass.
     """
 
     def __init__(self) -> None:
@@ -90,15 +103,35 @@ class ForwardState(threading.local):
         self.calls: Counter[tuple[int, str]] = Counter()
         self.full: Tensor | None = None
         self.apart = False
+        self.checkpointing = False
 
-    def begin(self, pack: Pack, streams: dict[int, Stream]) -> None:
+    def begin(self, pack: Pack, streams: dict[int, Stream], checkpointing: bool = False) -> None:
         """Sets the pack and the streams of the forward pass that begins."""
         self.pack, self.streams, self.full, self.apart = pack, streams, None, False
+        self.checkpointing = checkpointing
         self.calls.clear()
 
     def end(self) -> None:
         """Lets go of what the forward pass used."""
         self.pack, self.full = None, None
+
+    def passage(self) -> Passage:
+        """Returns where the forward pass stands."""
+        return Passage(self.pack, self.streams, self.calls.copy(), self.full)
+
+    @contextmanager
+    def resumed(self, passage: Passage) -> Iterator[None]:
+        """Puts this thread's forward pass back to `passage`, for the block alone."""
+        before = self.passage()
+        try:
+            self._go_to(passage)
+            yield
+        finally:
+            self._go_to(before)
+
+    def _go_to(self, passage: Passage) -> None:
+        self.pack, self.streams, self.full = passage.pack, passage.streams, passage.full
+        self.calls = passage.calls.copy()
 
     def key(self, slot: int, place: str) -> int:
         """Returns the 64-bit key of the masks for this passage of `place` by the trial in `slot`."""

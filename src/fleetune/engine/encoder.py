@@ -116,12 +116,15 @@ class _NormOfSum(torch.autograd.Function):
             _rows(x), _rows(residual), *settings, array_of(norm.bias), np.float32(norm.eps), _rows(out), _rows(normal),
             inverse,
         )  # fmt: skip
-        ctx.rest = normal, inverse, settings
+        # Saved in this way alone, gradient checkpointing lets go of it.
+        ctx.save_for_backward(normal)
+        ctx.rest = inverse, settings
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        normal, inverse, settings = ctx.rest
+        (normal,) = ctx.saved_tensors
+        inverse, settings = ctx.rest
         to_residual = torch.empty_like(normal)
         to_x = torch.empty_like(normal) if settings[2] else to_residual
         norms.normalise_backward(

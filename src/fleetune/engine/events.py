@@ -38,7 +38,10 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Finished:
-    """A trial's end: logits `(texts, num_labels)` of its best checkpoint for each evaluated split."""
+    """A trial's end: logits `(texts, num_labels)` of its best checkpoint for each evaluated split.
+
+    `parameters` is how many values a baseline fitted, which is known only now.
+    """
 
     trial: str
     steps: int
@@ -46,6 +49,7 @@ class Finished:
     stopped_early: bool
     seconds: float
     predictions: dict[SplitName, NDArray[np.float32]]
+    parameters: int | None = None
 
 
 @dataclass(frozen=True)

@@ -259,7 +259,8 @@ class Fleet:
         pack = pack_texts(self.data.tokens, batches, self.backbone.layout, firsts, multiple)
         heads = {part.slot: part.trial.parameters.leaves(part.number).head for part in parts}
         streams = {part.slot: part.trial.stream() for part in parts}
-        logits = self.backbone.logits(pack, heads, streams)
+        checkpointing = any(part.trial.spec.training.gradient_checkpointing for part in parts)
+        logits = self.backbone.logits(pack, heads, streams, checkpointing)
         losses = [self._loss(part, logits[part.slot]) for part in parts]
         torch.autograd.backward([*losses, *(self._penalty(part) for part in parts if self._is_penalised(part))])
         return list(zip(parts, torch.stack(losses).detach().tolist(), strict=True))

@@ -42,8 +42,9 @@ def forecast_by_probe(
     """Returns what a trial is expected to take, given what a few steps of it, or of one much like it, took."""
     train_tokens, evaluated_tokens = _tokens(training, data)
     seconds = train_tokens * probe.train_seconds + evaluated_tokens * probe.evaluation_seconds
-    more = probe.trials * probe.missing_tokens * activation_bytes(shape, training.precision)
-    own = trained_bytes(shape, method, training.precision)
+    each = activation_bytes(shape, training.precision, training.gradient_checkpointing)
+    more = probe.trials * probe.missing_tokens * each
+    own = trained_bytes(shape, method, training)
     peak = GROWTH[device().type] * (probe.peak_bytes - probe.trained_bytes + own + more)
     return Forecast(seconds, int(peak))
 
@@ -53,7 +54,9 @@ def forecast_by_shape(
 ) -> Forecast:
     """Returns what a trial would take that needs `needed_bytes`, more than can be tried."""
     train_tokens, evaluated_tokens = _tokens(training, data)
-    operations = train_tokens * training_operations(shape, method) + evaluated_tokens * forward_operations(shape)
+    each, forward = training_operations(shape, method), forward_operations(shape)
+    again = forward if training.gradient_checkpointing else 0.0
+    operations = train_tokens * (each + again) + evaluated_tokens * forward
     rate = UTILISATION * matrix_product_rate(pick_precision(training.precision))
     return Forecast(operations / rate, needed_bytes)
 

@@ -1,24 +1,21 @@
-"""AdamW for one trial, with its own clipping and schedule."""
+"""One trial's optimizer, with its own clipping and schedule."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import torch
-
 from fleetune.engine.config import TrainingConfig
-from fleetune.engine.parameters import TrialParameters
+from fleetune.engine.optimizers import load_state, rule_for, saved_state
+from fleetune.engine.parameters import ParameterGroup, TrialParameters
 from fleetune.engine.schedule import learning_rate_at
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
 
 class TrialOptimizer:
-    """Steps one trial's parameters (AdamW: Loshchilov & Hutter, 2017, Algorithm 2).
+    """Steps one trial's parameters by the optimizer that its training names; see `optimizers`.
 
     Args:
         parameters: What is trained.
@@ -30,13 +27,23 @@ class TrialOptimizer:
         self.parameters = parameters
         self.training = training
         self.total_steps = total_steps
+        rule = rule_for(training)
         groups = [
-            {"params": [group.buffer], "weight_decay": training.weight_decay if group.decay else 0.0}
+            {
+                "params": [group.buffer] if rule.element_wise else self._tensors_of(group),
+                "weight_decay": training.weight_decay if group.decay else 0.0,
+            }
             for group in parameters.groups
         ]
-        self.adamw = torch.optim.AdamW(
-            groups, lr=training.learning_rate, betas=training.betas, eps=training.adam_epsilon
-        )
+        self.optimizer = rule.make(groups, training)
+
+    def _tensors_of(self, group: ParameterGroup) -> list[Tensor]:
+        return [self.parameters.tensors[name] for name in group.shapes]
+
+    @property
+    def _stepped(self) -> list[Tensor]:
+        """Every tensor that the optimizer steps, in order."""
+        return [tensor for group in self.optimizer.param_groups for tensor in group["params"]]
 
     def step(self, finished_steps: int) -> tuple[float, float]:
         """Clips the gradients and makes one optimizer step; the gradients stay.
@@ -49,9 +56,9 @@ class TrialOptimizer:
         """
         norm = self._clip()
         rate = learning_rate_at(finished_steps, self.total_steps, self.training)
-        for group, own in zip(self.adamw.param_groups, self.parameters.groups, strict=True):
+        for group, own in zip(self.optimizer.param_groups, self.parameters.groups, strict=True):
             group["lr"] = rate * own.rate
-        self.adamw.step()
+        self.optimizer.step()
         return norm, rate
 
     def _clip(self) -> float:
@@ -65,17 +72,16 @@ class TrialOptimizer:
         return norm
 
     def state(self) -> dict[str, Tensor]:
-        """Returns a copy of the moments and the step count."""
-        tensors = {}
-        for number, group in enumerate(self.parameters.groups):
-            for name in (*MOMENTS, "step"):
-                if name in self.adamw.state[group.buffer]:
-                    tensors[f"{number}.{name}"] = self.adamw.state[group.buffer][name].detach().clone()
-        return tensors
+        """Returns a copy of the moments, step counts and whatever else the optimizer keeps."""
+        return {
+            f"{number}.{name}": value
+            for number, tensor in enumerate(self._stepped)
+            for name, value in saved_state(self.optimizer, tensor).items()
+        }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Takes over moments and step count."""
-        for number, group in enumerate(self.parameters.groups):
-            for name in (*MOMENTS, "step"):
-                if f"{number}.{name}" in state:
-                    self.adamw.state[group.buffer][name] = state[f"{number}.{name}"].clone()
+        """Takes over what `state` returned."""
+        for number, tensor in enumerate(self._stepped):
+            prefix = f"{number}."
+            own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            load_state(self.optimizer, tensor, own)

@@ -93,7 +93,7 @@ def probe(backbone: Backbone, method: Method, training: TrainingConfig, data: Fl
         train_seconds=taken.train_seconds / taken.tokens,
         evaluation_seconds=taken.evaluation_seconds / evaluated,
         peak_bytes=peak_bytes(),
-        trained_bytes=trials * trained_bytes(backbone.shape, method, training.precision),
+        trained_bytes=trials * trained_bytes(backbone.shape, method, training),
         missing_tokens=full - tried,
     )
 

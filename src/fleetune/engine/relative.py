@@ -91,7 +91,7 @@ def _disentangled(attention: Any, state: ForwardState) -> Forward:
                 by_place = _project_positions(attention, rel_embeddings, kinds)
             relative = _relative_scores(full, in_full(key), relative_pos, by_place)
             bias = bias + relative * scale
-        output, _ = padded_attention(attention, query, key, value, bias, scaling=scale, dropout=attention.dropout.p)
+        output = padded_attention(attention, query, key, value, bias, scaling=scale, dropout=attention.dropout.p)[0]
         return output.flatten(2), None
 
     return forward

@@ -71,7 +71,7 @@ def _sites(model: nn.Module, architecture: Architecture, head: Mapping[str, tupl
     hub_model: Any = model
     words = hub_model.get_input_embeddings()
     for name, module in model.named_modules():
-        own = {key: tuple(value.shape) for key, value in module.named_parameters(recurse=False)}
+        own = _shapes(module)
         if not own or not used(name) or any(f"{name}.{key}" in head for key in own):
             continue
         role: Role = "token_embedding" if module is words else _role(name, architecture)
@@ -104,6 +104,14 @@ def _is_windowed(config: Any) -> bool:
     return getattr(config, "sliding_window", None) is not None
 
 
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    from fleetune.engine.quantize import QuantizedLinear
+
+    if isinstance(module, QuantizedLinear):
+        return module.shapes
+    return {key: tuple(value.shape) for key, value in module.named_parameters(recurse=False)}
+
+
 def _used_modules(architecture: Architecture) -> Any:
     """Returns a test for paths that classification calls: the backbone without a pooler that no stage names."""
     stages = {stage.name for stage in architecture.stages if stage.kind == "module"}
@@ -119,7 +127,9 @@ def _used_modules(architecture: Architecture) -> Any:
 def _kind(name: str, module: nn.Module) -> SiteKind:
     from torch import nn
 
-    if isinstance(module, nn.Linear):
+    from fleetune.engine.quantize import QuantizedLinear
+
+    if isinstance(module, nn.Linear | QuantizedLinear):
         return "linear"
     if isinstance(module, nn.Embedding):
         return "embedding"

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fleetune.engine.dropout import ForwardState
+from fleetune.engine.quantize import frozen_parameter
 from fleetune.methods.base import Method, Site
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Delta:
 
     def frozen(self, name: str) -> Tensor:
         """Returns the site's frozen parameter `name`."""
-        return self.module.get_parameter(name)
+        return frozen_parameter(self.module, name)
 
     def dropout(self, x: Tensor, rate: float) -> Tensor:
         """Returns `x` with dropout from the trial's own stream."""

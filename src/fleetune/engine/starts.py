@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fleetune.engine.parameters import SEPARATOR, ParameterPlan, kaiming_uniform, normal
+from fleetune.engine.quantize import frozen_parameter
+from fleetune.engine.storage import refuse_quantized_weights
 from fleetune.methods.base import Method, ParameterSpec, Site
 from fleetune.runtime import random_stream
 
@@ -29,6 +31,7 @@ def plan_parameters(backbone: Backbone, method: Method, seed: int) -> dict[str, 
     Raises:
         MethodError: If the method does not fit this backbone.
     """
+    refuse_quantized_weights(method, backbone.shape, backbone.config)
     plans: dict[str, ParameterPlan] = {}
     sites = {site.name: site for site in method.sites(backbone.shape)}
     for place, specs in method.specs(backbone.shape).items():
@@ -46,7 +49,7 @@ def _computed(backbone: Backbone, method: Method, site: Site | None, seed: int) 
     assert site is not None, "what is shared has no frozen parameters to compute a start from"
     module, dtype = backbone.frozen_module(site.name), backbone.master_dtype
     stream = random_stream("initial", seed, site.name)
-    return method.starts(site, lambda name: module.get_parameter(name).detach().to(dtype), stream)
+    return method.starts(site, lambda name: frozen_parameter(module, name).to(dtype), stream)
 
 
 def _one_of(starts: Callable[[], dict[str, Tensor]], name: str) -> Tensor:
@@ -57,7 +60,7 @@ def _start(backbone: Backbone, place: str, name: str, spec: ParameterSpec, seed:
     full = f"{place}{SEPARATOR}{name}"
     match spec.initial:
         case "frozen":
-            return lambda: backbone.frozen_module(place).get_parameter(name).detach()
+            return lambda: frozen_parameter(backbone.frozen_module(place), name)
         case "kaiming_uniform":
             return lambda: kaiming_uniform(spec.shape, seed, full)
         case "he_uniform":

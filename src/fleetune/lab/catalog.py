@@ -76,7 +76,7 @@ class MethodEntry:
 
 
 def list_methods(model: Path | None = None, num_labels: int = 2, chosen: str | None = None) -> list[MethodEntry]:
-    """Returns every method with its defaults, or the one that `chosen` describes.
+    """Returns every method with its defaults, then every baseline; or the one that `chosen` describes.
 
     Args:
         model: Folder with a `config.json`, or an embedded backbone's name; parameters are counted for it.
@@ -88,7 +88,8 @@ def list_methods(model: Path | None = None, num_labels: int = 2, chosen: str | N
         BackboneError: If the model's configuration cannot be read.
         MethodError: If the chosen method does not fit the model.
     """
-    wanted = [_parsed(chosen)] if chosen else [method() for method in methods.all_methods().values()]
+    known = (*methods.all_methods().values(), *methods.all_baselines().values())
+    wanted = [_parsed(chosen)] if chosen else [method() for method in known]
     shape = _shape(model, num_labels) if model is not None else None
     return [_entry(method, shape, strict=chosen is not None) for method in wanted]
 

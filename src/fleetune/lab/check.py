@@ -11,11 +11,14 @@ from typing import Any
 from fleetune.data.audit import Audit
 from fleetune.data.config import DataConfig
 from fleetune.engine.forecast import Forecast
-from fleetune.lab.forecasts import FleetForecast, Say, forecast_fleets
+from fleetune.engine.optimizers import optimizer_notes
+from fleetune.lab.baseline_forecasts import FleetForecast, Say
+from fleetune.lab.forecasts import forecast_fleets
 from fleetune.lab.inputs import Inputs, audit_with, gather_inputs, tokens_for
 from fleetune.lab.plan import Trial
 from fleetune.lab.recipe import Recipe
 from fleetune.memory import available_bytes, used_bytes
+from fleetune.methods import is_baseline
 from fleetune.runtime import is_busy
 
 FEW_SEEDS = 3
@@ -77,7 +80,7 @@ class Check:
             "backbone": trial.backbone.name,
             "method": trial.method.kind,
             "settings": trial.method.settings,
-            "training": trial.training.model_dump(mode="json"),
+            "training": trial.training_settings,
             "seed": trial.seed,
             "parameters": self.inputs.parameters[trial.id],
             "forecast": _forecast_json(self.forecasts[trial.id]),
@@ -138,8 +141,9 @@ def _warnings(inputs: Inputs, audits: dict[str, Audit], fleets: tuple[FleetForec
             if 0 < size < FEW_TEXTS:
                 lines.append(f"{name}: {size} {split} texts can hardly tell methods apart")
     for entry in inputs.recipe.methods:
-        if len(entry.seeds) < FEW_SEEDS:
+        if len(entry.seeds) < FEW_SEEDS and not is_baseline(entry.kind):
             lines.append(f"{entry.name or entry.kind}: {len(entry.seeds)} seed(s) cannot show a spread; type seeds = 5")
+    lines += optimizer_notes(trial.training for trial in inputs.plan.trials)
     for fleet, known in zip(inputs.plan.fleets, fleets, strict=True):
         name, facts = fleet.backbone.name, known.facts
         if facts.layout == "padded":

@@ -16,12 +16,14 @@ from fleetune.lab.folder import RunFolder
 from fleetune.lab.ledger import LedgerReader
 from fleetune.lab.recipe import load_recipe
 from fleetune.lab.results import RunResults, load_results
+from fleetune.methods import is_baseline
 from fleetune.metrics import MINIMISED
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fleetune.compare.result import TrialResult
+    from fleetune.engine.config import BackboneConfig
 
 BEST = "best"
 SAVED = "parameters/"
@@ -37,6 +39,8 @@ class ExportReport:
         path: The bundle's folder.
         max_difference: Largest difference of a logit between the reloaded bundle and the trial.
         bytes: Size of the folder.
+        remark: What is to be said of the choice, None where there is nothing: a baseline is better.
+        note: What its weights are, where that may surprise.
     """
 
     trial: str
@@ -44,22 +48,32 @@ class ExportReport:
     path: Path
     max_difference: float
     bytes: int
+    remark: str | None = None
+    note: str | None = None
 
 
 def choose_trial(results: RunResults, wanted: str) -> TrialResult:
     """Returns the finished trial that `wanted` names: `best`, an id or its beginning, or a configuration's name.
 
-    The best is the best seed on validation of the configuration with the best mean on validation. Where a run has
-    several data sets, the name of one stands for the best trial on it.
+    The best is the best seed on validation of the configuration with the best mean on validation, baselines left out.
+    Where a run has several data sets, the name of one stands for the best trial on it.
 
     Raises:
-        UserError: If there is none, more than one begins like that, or they are of several data sets.
+        UserError: If there is none, more than one begins like that, they are of several data sets, or it is a baseline.
     """
+    trial = _named_trial(results, wanted)
+    if is_baseline(trial.kind):
+        raise UserError(f"'{trial.method}' is a baseline, there to compare with: it trained no classifier to export")
+    return trial
+
+
+def _named_trial(results: RunResults, wanted: str) -> TrialResult:
     done = [trial for trial in results.trials if trial.status == "done"]
     if not done:
         raise UserError(f"{results.folder} has no finished trial yet.\nType: fleetune status {results.folder}")
     if wanted == BEST:
-        return _best_of_one_data_set(done, wanted)
+        trained = [trial for trial in done if not is_baseline(trial.kind)]
+        return _best_of_one_data_set(trained or done, wanted)
     named = [trial for trial in done if wanted in (trial.method, f"{trial.method} seed {trial.seed}")]
     named = named or [trial for trial in done if trial.data == wanted]
     if named:
@@ -123,7 +137,17 @@ def export_trial(run: Path, trial_id: str, to: Path, merge: bool = False) -> Exp
         merge=merge,
     )
     size = sum(file.stat().st_size for file in to.rglob("*") if file.is_file())
-    return ExportReport(trial.id, f"{trial.method} seed {trial.seed}", to, difference or 0.0, size)
+    name = f"{trial.method} seed {trial.seed}"
+    remark = _better_baseline(results, trial) if trial_id == BEST else None
+    return ExportReport(trial.id, name, to, difference or 0.0, size, remark, _note(config, merge))
+
+
+def _note(config: BackboneConfig, merge: bool) -> str | None:
+    if config.quantize == "none":
+        return None
+    if merge:
+        return f"the merged weights are those that {config.quantize} rounded, in full precision"
+    return f"the adapter belongs to weights rounded by {config.quantize}; whoever loads it has to round them so too"
 
 
 def validation_score(trial: TrialResult) -> float:
@@ -150,6 +174,20 @@ def _best(done: list[TrialResult]) -> TrialResult:
         groups.setdefault(trial.configuration, []).append(trial)
     best_group = max(groups.values(), key=lambda group: fmean(validation_score(trial) for trial in group))
     return max(best_group, key=validation_score)
+
+
+def _better_baseline(results: RunResults, chosen: TrialResult) -> str | None:
+    """Returns a remark where a baseline on the same data is better on validation than the trial chosen."""
+    rivals = [
+        trial
+        for trial in results.trials
+        if trial.status == "done" and trial.data == chosen.data and is_baseline(trial.kind)
+    ]
+    best = max(rivals, key=validation_score, default=None)
+    if best is None or validation_score(best) <= validation_score(chosen):
+        return None
+    own, other = (abs(validation_score(trial)) for trial in (chosen, best))
+    return f"the baseline {best.method} is better on validation: {best.metric} {other:.4f} against {own:.4f}"
 
 
 def _best_tensors(folder: Path) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -12,28 +12,11 @@ from fleetune.engine.fleet import FleetData, is_out_of_memory
 from fleetune.engine.footprint import fits, fleet_bytes, trained_bytes
 from fleetune.engine.forecast import Forecast, forecast_by_probe, forecast_by_shape
 from fleetune.engine.probe import Probe, probe, side_by_side
-from fleetune.lab.executors.base import BackboneFacts
+from fleetune.lab.baseline_forecasts import FleetForecast, Say, forecast_baseline
 from fleetune.lab.executors.local import facts_of
 from fleetune.lab.inputs import Inputs, candidate_of
 from fleetune.lab.plan import FleetPlan, Trial
 from fleetune.memory import available_bytes, begin_peak, peak_bytes, used_bytes
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class FleetForecast:
-    """What is known of a fleet before it trains.
-
-    Attributes:
-        facts: What loading its backbone found out.
-        trials: By trial id.
-        whole: Of the fleet: its time, and its memory with all its trials.
-    """
-
-    facts: BackboneFacts
-    trials: dict[str, Forecast]
-    whole: Forecast
 
 
 def forecast_fleets(inputs: Inputs, tokens: Mapping[tuple[str, str], Tokens], say: Say) -> tuple[FleetForecast, ...]:
@@ -47,7 +30,7 @@ def forecast_fleets(inputs: Inputs, tokens: Mapping[tuple[str, str], Tokens], sa
     found: dict[int, FleetForecast] = {}
     groups: dict[tuple[object, ...], list[int]] = {}
     for number, fleet in enumerate(inputs.plan.fleets):
-        groups.setdefault((fleet.data.name, fleet.backbone, fleet.precision), []).append(number)
+        groups.setdefault((fleet.data.name, fleet.backbone, fleet.precision, fleet.reads_model), []).append(number)
     # One backbone after another, so that two never lie in memory together.
     for numbers in groups.values():
         fleets = [inputs.plan.fleets[number] for number in numbers]
@@ -65,10 +48,15 @@ def _forecast_group(inputs: Inputs, fleets: list[FleetPlan], data: FleetData, sa
     """Returns the forecasts of fleets that share data, backbone and precision."""
     begin_peak()
     available, before = available_bytes(), used_bytes()
-    num_labels = inputs.prepared[fleets[0].data.name].dataset.num_labels
-    backbone = load_backbone(fleets[0].backbone, num_labels, fleets[0].precision)
+    dataset = inputs.prepared[fleets[0].data.name].dataset
+    if not fleets[0].reads_model:
+        return [forecast_baseline(fleet.trials[0], dataset, None, say) for fleet in fleets]
+    backbone = load_backbone(fleets[0].backbone, dataset.num_labels, fleets[0].precision)
     group = _Group(backbone, data, available, before, loading=peak_bytes(), say=say)
-    return [group.forecast(fleet) for fleet in fleets]
+    return [
+        forecast_baseline(fleet.trials[0], dataset, backbone, say) if fleet.is_baseline else group.forecast(fleet)
+        for fleet in fleets
+    ]
 
 
 @dataclass(frozen=True)
@@ -97,7 +85,7 @@ class _Group:
         """Returns what the fleet and its trials are expected to take."""
         together, shape = side_by_side(self.backbone, len(fleet.trials)), self.backbone.shape
         trials = {trial.id: self._forecast_trial(trial, together) for trial in fleet.trials}
-        own = {trial.id: trained_bytes(shape, trial.method, fleet.precision) for trial in fleet.trials}
+        own = {trial.id: trained_bytes(shape, trial.method, trial.training) for trial in fleet.trials}
         peak = max(one.peak_bytes - own[name] for name, one in trials.items()) + sum(own.values())
         whole = Forecast(sum(one.seconds for one in trials.values()), peak)
         return FleetForecast(facts_of(self.backbone), trials, whole)
@@ -105,7 +93,7 @@ class _Group:
     def _forecast_trial(self, trial: Trial, together: int) -> Forecast:
         shape, found = self.backbone.shape, self._probe(trial, together)
         if found is None:
-            needed = self.before + fleet_bytes(shape, [candidate_of(trial)])
+            needed = self.before + fleet_bytes(shape, [candidate_of(trial)], self.available)
             return forecast_by_shape(needed, shape, trial.method, trial.training, self.data)
         one = forecast_by_probe(found, shape, trial.method, trial.training, self.data)
         return Forecast(one.seconds, max(one.peak_bytes, self.loading))
@@ -138,4 +126,5 @@ def _kind(trial: Trial, backbone: Backbone, together: int) -> tuple[object, ...]
     training = trial.training
     sites = tuple(site.name for site in trial.method.sites(backbone.shape))
     drops = training.backbone_dropout, bool(trial.method.settings.get("dropout"))
-    return trial.method.kind, sites, training.batch_size, drops, together
+    memory = training.gradient_checkpointing, training.optimizer
+    return trial.method.kind, sites, training.batch_size, memory, drops, together

@@ -11,6 +11,7 @@ from fleetune.data.audit import Audit
 from fleetune.data.config import DataConfig
 from fleetune.data.prepare import Prepared, prepare
 from fleetune.data.tokens import Tokens, tokenize
+from fleetune.engine import optimizers, storage
 from fleetune.engine.config import BackboneConfig
 from fleetune.engine.footprint import Candidate, fits
 from fleetune.engine.shape import shape_from_config
@@ -21,6 +22,7 @@ from fleetune.lab.plan import Plan, Trial, plan
 from fleetune.lab.recipe import Recipe
 from fleetune.memory import available_bytes
 from fleetune.methods.base import BackboneShape
+from fleetune.methods.baseline import Baseline
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,13 @@ def gather_inputs(recipe: Recipe) -> Inputs:
         BackboneError: If a backbone cannot be found.
         MethodError: If a method does not fit a backbone.
         RecipeError: If a metric or weights of classes do not fit the labels.
+        MissingExtraError: If quantising, or an optimizer, needs a package that is not there.
     """
+    for backbone in recipe.backbones:
+        storage.refuse_without_package(backbone)
+    for entry in recipe.methods:
+        for configuration in entry.configurations:
+            optimizers.refuse_without_package(configuration.training)
     prepared = {config.name: prepare(config, recipe.base) for config in recipe.data}
     shapes = {
         (data.name, backbone.name): shape_from_config(find_folder(backbone), prepared[data.name].dataset.num_labels)
@@ -61,6 +69,7 @@ def gather_inputs(recipe: Recipe) -> Inputs:
     trials = plan(recipe, partial(_fit_into, available_bytes(), shapes), hashes)
     for trial in trials.trials:
         _check_labels(trial, prepared[trial.data.name], several=len(recipe.data) > 1)
+        _check_baseline(trial, prepared[trial.data.name])
     parameters = {trial.id: _count(trial, shapes[trial.data.name, trial.backbone.name]) for trial in trials.trials}
     return Inputs(recipe, prepared, trials, shapes, parameters)
 
@@ -98,11 +107,25 @@ def _fit_into(available: int, shapes: Mapping[tuple[str, str], BackboneShape], t
 
 def candidate_of(trial: Trial) -> Candidate:
     """Returns what decides whether the trial fits into a fleet."""
-    return Candidate(trial.method, trial.training, trial.data.cutting.most_tokens(trial.data.max_tokens))
+    return Candidate(
+        trial.method, trial.training, trial.data.cutting.most_tokens(trial.data.max_tokens), trial.backbone
+    )
+
+
+def _check_baseline(trial: Trial, prepared: Prepared) -> None:
+    """Does nothing where the trial's baseline, if it is one, fits the labels.
+
+    Raises:
+        MethodError: If it does not.
+    """
+    if isinstance(trial.method, Baseline):
+        dataset = prepared.dataset
+        trial.method.check_labels(dataset.label_names, dataset.multi_label, dataset.pairs is not None)
 
 
 def _count(trial: Trial, shape: BackboneShape) -> ParameterCounts:
     try:
+        storage.refuse_quantized_weights(trial.method, shape, trial.backbone)
         return count_parameters(trial.method, shape)
     except MethodError as error:
         raise MethodError(f"'{trial.name}' does not fit {trial.backbone.name}: {error}") from None

@@ -121,7 +121,16 @@ class Ledger:
                 (event.steps, event.best_step, event.stopped_early, event.seconds, peak_bytes, bundle_bytes,
                  event.trial),
             )  # fmt: skip
+            if event.parameters:
+                self._set_fitted(event.trial, event.parameters)
             self._note(event.trial, "finished", "")
+
+    def _set_fitted(self, trial: str, fitted: int) -> None:
+        """Adds what a baseline fitted to its numbers of parameters, where a classifier has its head."""
+        row = self._db.execute("SELECT parameters FROM trials WHERE id = ?", (trial,)).fetchone()
+        counts = json.loads(row["parameters"])
+        counts |= {"head": fitted, "trainable": counts["adapter"] + fitted, "total": counts["total"] + fitted}
+        self._db.execute("UPDATE trials SET parameters = ? WHERE id = ?", (_json(counts), trial))
 
     def fail_trial(self, trial: str, reason: str) -> None:
         """Marks a trial as failed, with its reason."""

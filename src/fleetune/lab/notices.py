@@ -39,7 +39,14 @@ class Said:
     text: str
 
 
-Notice = Event | RunOpened | FleetOpened | Said
+@dataclass(frozen=True)
+class Noted:
+    """One line that must still be there to read when the run is over."""
+
+    text: str
+
+
+Notice = Event | RunOpened | FleetOpened | Said | Noted
 Watch = Callable[[Notice], None]
 
 

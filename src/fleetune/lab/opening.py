@@ -123,7 +123,7 @@ def _row(trial: Trial, position: int, fleet: int, inputs: Inputs) -> dict[str, A
         "backbone": trial.backbone.name,
         "kind": trial.method.kind,
         "settings": trial.method.settings,
-        "training": trial.training.model_dump(mode="json"),
+        "training": trial.training_settings,
         "seed": trial.seed,
         "parameters": inputs.parameters[trial.id],
     }

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 from fleetune.data.config import DataConfig
 from fleetune.engine.config import BackboneConfig, TrainingConfig
 from fleetune.errors import RecipeError
-from fleetune.lab.recipe import Configuration, Recipe
+from fleetune.lab.recipe import Configuration, MethodEntry, Recipe, heeded_settings
 from fleetune.methods.base import Method
+from fleetune.methods.baseline import Baseline
 
 ID_DIGITS = 12
 Item = TypeVar("Item")
@@ -47,10 +48,15 @@ class Trial:
         """Name and seed, for lines about this one trial."""
         return f"{self.name} seed {self.seed}"
 
+    @property
+    def training_settings(self) -> dict[str, Any]:
+        """What it heeds of the settings of its training, by name."""
+        return heeded_settings(self.method, self.training)
+
 
 @dataclass(frozen=True)
 class FleetPlan:
-    """Trials that train together: they share data, backbone and precision."""
+    """Trials that train together: they share data, backbone, precision and gradient checkpointing."""
 
     trials: tuple[Trial, ...]
 
@@ -63,6 +69,16 @@ class FleetPlan:
     def backbone(self) -> BackboneConfig:
         """The backbone they share."""
         return self.trials[0].backbone
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether its one trial is a baseline, which trains nothing."""
+        return isinstance(self.trials[0].method, Baseline)
+
+    @property
+    def reads_model(self) -> bool:
+        """Whether it needs the backbone in memory."""
+        return _reads_model(self.trials[0].method)
 
     @property
     def precision(self) -> str:
@@ -99,7 +115,7 @@ def plan(recipe: Recipe, fits: Fits, data_hashes: Mapping[str, str] | None = Non
         _trial(data, hashes.get(data.name), backbone, configuration, name, seed)
         for data in recipe.data
         for backbone in recipe.backbones
-        for configuration, name, seeds in _named_configurations(recipe, data)
+        for configuration, name, seeds in _named_configurations(recipe, data, backbone)
         for seed in seeds
     )
     _refuse_twins(trials)
@@ -118,11 +134,25 @@ def _trial(
     return Trial(trial_id, name, data, backbone, configuration.method, configuration.training, seed)
 
 
-def _named_configurations(recipe: Recipe, data: DataConfig) -> list[tuple[Configuration, str, tuple[int, ...]]]:
-    """Returns what is trained on `data`, by the metric of `data`, with its name and its seeds."""
-    entries = [entry for entry in recipe.methods if entry.data is None or data.name in entry.data]
+def _first_backbone(recipe: Recipe, entry: MethodEntry, data: DataConfig) -> BackboneConfig:
+    """Returns the backbone under which a method stands that reads no model, and is the same over each."""
+    return next(backbone for backbone in recipe.backbones if entry.takes(data.name, backbone.name))
+
+
+def _reads_model(method: Method) -> bool:
+    return not isinstance(method, Baseline) or method.reads_model
+
+
+def _named_configurations(
+    recipe: Recipe, data: DataConfig, backbone: BackboneConfig
+) -> list[tuple[Configuration, str, tuple[int, ...]]]:
+    """Returns what is trained on `data` over `backbone`, by the metric of `data`, with its name and its seeds."""
     found = [
-        (_scored_on(data, configuration), entry.seeds) for entry in entries for configuration in entry.configurations
+        (_scored_on(data, configuration), entry.seeds)
+        for entry in recipe.methods
+        for configuration in entry.configurations
+        if entry.takes(data.name, backbone.name)
+        and (_reads_model(configuration.method) or backbone is _first_backbone(recipe, entry, data))
     ]
     names = _configuration_names([configuration for configuration, _ in found])
     return [(configuration, name, seeds) for (configuration, seeds), name in zip(found, names, strict=True)]
@@ -174,9 +204,9 @@ def _trial_id(
         "data": [data_hash, data.max_tokens, *data.cutting.identity]
         if data_hash
         else data.model_dump(mode="json", exclude={"name", "metric"}),
-        "backbone": backbone.model_dump(mode="json", exclude={"name"}),
+        "backbone": backbone.model_dump(mode="json", exclude={"name"}) if _reads_model(configuration.method) else None,
         "method": [configuration.method.kind, configuration.method.settings],
-        "training": configuration.training.model_dump(mode="json"),
+        "training": heeded_settings(configuration.method, configuration.training),
         "seed": seed,
     }
     canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
@@ -200,10 +230,11 @@ def _refuse_twins(trials: Sequence[Trial]) -> None:
 
 
 def _fleets(trials: Sequence[Trial], fits: Fits) -> tuple[FleetPlan, ...]:
-    groups: dict[tuple[str, str, str, str], list[Trial]] = {}
+    groups: dict[tuple[str, str, str, bool, str], list[Trial]] = {}
     for trial in trials:
         alone = "" if trial.method.shares_backbone else trial.id
-        key = (trial.data.name, trial.backbone.name, trial.training.precision, alone)
+        training = trial.training
+        key = (trial.data.name, trial.backbone.name, training.precision, training.gradient_checkpointing, alone)
         groups.setdefault(key, []).append(trial)
     return tuple(FleetPlan(part) for group in groups.values() for part in even_parts(group, fits))
 

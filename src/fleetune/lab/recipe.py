@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -20,11 +20,14 @@ from fleetune.lab.overrides import apply_overrides
 from fleetune.lab.trackers.names import tracker_names
 from fleetune.lab.validate import checked, is_one_value, refuse_unknown, unknown_key
 from fleetune.methods.base import Method
+from fleetune.methods.baseline import Baseline
 
 TABLES = ("data", "backbone", "training", "method")
 TRACK = "track"
-OWN_KEYS = ("kind", "name", "seeds", "data")
+OWN_KEYS = ("kind", "name", "seeds", "data", "backbone")
 DEFAULT_SEEDS = 3
+NO_SEEDS = (0,)
+"""Of a baseline, which gives the same each time: further seeds would pass off one result for several."""
 EMBEDDED = "embedded:"
 
 Document = dict[str, Any]
@@ -56,6 +59,7 @@ class MethodEntry:
         seeds: One trial for each.
         configurations: Every point of its grid, in the order of the recipe's lists.
         data: Names of the data sets it trains on; None is all.
+        backbones: Names of the backbones it trains over; None is all.
     """
 
     kind: str
@@ -63,6 +67,11 @@ class MethodEntry:
     seeds: tuple[int, ...]
     configurations: tuple[Configuration, ...]
     data: tuple[str, ...] | None = None
+    backbones: tuple[str, ...] | None = None
+
+    def takes(self, data: str, backbone: str) -> bool:
+        """Returns whether it trains on the data set over the backbone, given by their names."""
+        return (self.data is None or data in self.data) and (self.backbones is None or backbone in self.backbones)
 
 
 @dataclass(frozen=True)
@@ -124,11 +133,11 @@ def recipe_from(document: Document, base: Path, source: str, name: str = "experi
     entries = _tables(document, "method", source)
     if not entries:
         raise RecipeError(f'{source}: no method is given; add [[method]] and below it kind = "lora"')
+    known = {"data": [one.name for one in data], "backbone": [one.name for one in backbones]}
     found = tuple(
-        _method_entry(table, training, f"{source}: {place}", f"{source}: [training]", [one.name for one in data])
-        for place, table in entries
+        _method_entry(table, training, f"{source}: {place}", f"{source}: [training]", known) for place, table in entries
     )
-    _require_methods(data, found, source)
+    _require_methods(data, backbones, found, source)
     backbones = tuple(_found_from(base, backbone) for backbone in backbones)
     track = tracker_names(document.get(TRACK, []), f"{source}: {TRACK}")
     return Recipe(base.resolve(), data, backbones, found, document, name, track)
@@ -136,11 +145,12 @@ def recipe_from(document: Document, base: Path, source: str, name: str = "experi
 
 def resolved(recipe: Recipe) -> Document:
     """Returns tables that give the same recipe from any folder and with any later version's defaults."""
+    trained = [entry for entry in recipe.methods if not methods.is_baseline(entry.kind)]
     return {
         **({TRACK: list(recipe.track)} if recipe.track else {}),
         "data": [_absolute(config, recipe.base) for config in recipe.data],
         "backbone": [config.model_dump(mode="json", exclude_none=True) for config in recipe.backbones],
-        "training": {"seeds": list(recipe.methods[0].seeds), "metric": recipe.metric},
+        "training": {"seeds": list((trained or recipe.methods)[0].seeds), "metric": recipe.metric},
         "method": [_method_document(configuration, entry) for entry in recipe.methods
                    for configuration in entry.configurations],
     }  # fmt: skip
@@ -196,12 +206,17 @@ def _check_metrics(data: tuple[DataConfig, ...], source: str) -> None:
             checked(TrainingConfig, {"metric": config.metric}, place)
 
 
-def _require_methods(data: tuple[DataConfig, ...], entries: tuple[MethodEntry, ...], source: str) -> None:
-    for config in data:
-        if all(entry.data is not None and config.name not in entry.data for entry in entries):
-            raise RecipeError(
-                f"{source}: no [[method]] trains on '{config.name}'; add it to a method's data = […], or leave it out"
-            )
+def _require_methods(
+    data: Sequence[DataConfig], backbones: Sequence[BackboneConfig], entries: Sequence[MethodEntry], source: str
+) -> None:
+    used = [(one.name, other.name) for one in data for other in backbones for entry in entries
+            if entry.takes(one.name, other.name)]  # fmt: skip
+    for key, configs, place in (("data", data, 0), ("backbone", backbones, 1)):
+        for config in configs:
+            if all(pair[place] != config.name for pair in used):
+                raise RecipeError(
+                    f"{source}: no [[method]] takes '{config.name}'; add it to a method's {key} = […], or leave it out"
+                )
 
 
 def _data_name(config: DataConfig) -> str:
@@ -221,10 +236,13 @@ def _found_from(base: Path, config: BackboneConfig) -> BackboneConfig:
     return config.model_copy(update={"model": str(folder.resolve())})
 
 
-def _method_entry(table: Document, training: Document, place: str, training_place: str, data: list[str]) -> MethodEntry:
+def _method_entry(
+    table: Document, training: Document, place: str, training_place: str, known: Mapping[str, list[str]]
+) -> MethodEntry:
     kind, name = table.get("kind"), table.get("name")
     if not isinstance(kind, str):
-        raise RecipeError(f"{place}.kind is missing; one of: {', '.join(methods.all_methods())}")
+        kinds = (*methods.all_methods(), *methods.all_baselines())
+        raise RecipeError(f"{place}.kind is missing; one of: {', '.join(kinds)}")
     if name is not None and (not isinstance(name, str) or not name.strip()):
         raise RecipeError(f"{place}.name = {name!r}: a string in quotes was expected")
     method_class = _method_class(kind, place)
@@ -232,6 +250,9 @@ def _method_entry(table: Document, training: Document, place: str, training_plac
     own = {key: value for key, value in table.items() if key not in OWN_KEYS}
     settings_fields, training_fields = method_class.Config.model_fields, TrainingConfig.model_fields
     refuse_unknown(own, [*settings_fields, *training_fields, *OWN_KEYS], place)
+    if issubclass(method_class, Baseline):
+        _refuse_unheeded(table, method_class, place)
+        training = {key: value for key, value in training.items() if key in _heeded(method_class)}
     if "metric" in own or isinstance(training.get("metric"), list):
         where = place if "metric" in own else training_place
         raise RecipeError(
@@ -253,24 +274,51 @@ def _method_entry(table: Document, training: Document, place: str, training_plac
         for settings in settings_grid
         for fields in training_grid
     )
+    restrictions = {key: _restriction(table.get(key), names, f"{place}.{key}") for key, names in known.items()}
+    if issubclass(method_class, Baseline):
+        return MethodEntry(kind, name, NO_SEEDS, configurations, restrictions["data"], restrictions["backbone"])
     seeds_place = place if "seeds" in table else training_place
     seeds = _seeds(table.get("seeds", training.get("seeds", DEFAULT_SEEDS)), seeds_place)
-    return MethodEntry(kind, name, seeds, configurations, _data_of(table.get("data"), data, place))
+    return MethodEntry(kind, name, seeds, configurations, restrictions["data"], restrictions["backbone"])
 
 
-def _data_of(value: Any, known: list[str], place: str) -> tuple[str, ...] | None:
-    """Returns the names of the data sets that a method is restricted to."""
+def _restriction(value: Any, known: list[str], place: str) -> tuple[str, ...] | None:
+    """Returns the names of the data sets, or backbones, that a method is restricted to."""
     if value is None:
         return None
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise RecipeError(f"{place}.data = {value!r}: a list of names of data sets was expected")
+        raise RecipeError(f"{place} = {value!r}: a list of names was expected; there are: {', '.join(known)}")
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(known)}"
-            raise RecipeError(f"{place}.data: no data set is called '{name}'; {hint}")
+            raise RecipeError(f"{place}: none is called '{name}'; {hint}")
     return tuple(dict.fromkeys(names))
+
+
+def heeded_settings(method: Method, training: TrainingConfig) -> Document:
+    """Returns the training settings that `method` heeds, by name: all, or a baseline's few and the metric."""
+    settings = training.model_dump(mode="json")
+    return {key: value for key, value in settings.items() if key in _heeded(type(method))}
+
+
+def _heeded(method_class: type[Method]) -> tuple[str, ...]:
+    if issubclass(method_class, Baseline):
+        return (*method_class.training_fields, "metric")
+    return tuple(TrainingConfig.model_fields)
+
+
+def _refuse_unheeded(table: Document, baseline: type[Baseline], place: str) -> None:
+    """Does nothing if the table of a baseline has no training setting that says nothing to it.
+
+    Raises:
+        RecipeError: If it has one, or seeds.
+    """
+    heeded = ("kind", "name", "metric", *baseline.Config.model_fields, *baseline.training_fields)
+    for key in table:
+        if key not in heeded:
+            raise RecipeError(f"{place}.{key}: a baseline trains no model and gives the same each time; take {key} out")
 
 
 def _method_class(kind: str, place: str) -> type[Method]:
@@ -288,7 +336,13 @@ def _method(method_class: type[Method], settings: Document, place: str) -> Metho
 def _training(fields: Document, places: Mapping[str, str]) -> TrainingConfig:
     for key, value in fields.items():
         checked(TrainingConfig, {key: value}, places[key])
-    return checked(TrainingConfig, fields, places["epochs"])
+    training = checked(TrainingConfig, fields, places["epochs"])
+    if training.momentum and training.optimizer != "sgd":
+        raise RecipeError(
+            f'{places["momentum"]}.momentum is a setting of optimizer = "sgd", and the optimizer is '
+            f"{training.optimizer}.\nRemove momentum, or give it in the [[method]] that has sgd"
+        )
+    return training
 
 
 def _grid(fields: Document, model: type[BaseModel], places: str | Mapping[str, str]) -> list[Document]:
@@ -326,7 +380,9 @@ def _absolute(config: DataConfig, base: Path) -> Document:
 
 def _method_document(configuration: Configuration, entry: MethodEntry) -> Document:
     settings = {key: value for key, value in configuration.method.settings.items() if value is not None}
-    training = configuration.training.model_dump(mode="json", exclude_none=True, exclude={"metric"})
+    heeded = heeded_settings(configuration.method, configuration.training)
+    training = {key: value for key, value in heeded.items() if value is not None and key != "metric"}
     named = {} if entry.name is None else {"name": entry.name}
-    restricted = {} if entry.data is None else {"data": list(entry.data)}
-    return {"kind": entry.kind, **named, **restricted, **settings, **training, "seeds": list(entry.seeds)}
+    restricted = {key: list(names) for key, names in (("data", entry.data), ("backbone", entry.backbones)) if names}
+    seeds = {} if isinstance(configuration.method, Baseline) else {"seeds": list(entry.seeds)}
+    return {"kind": entry.kind, **named, **restricted, **settings, **training, **seeds}

@@ -13,6 +13,7 @@ from fleetune.data.dataset import Dataset
 from fleetune.data.tokens import Tokens
 from fleetune.engine.events import Evaluated, Event, Failed, Finished, Stepped
 from fleetune.engine.fleet import FleetData, is_out_of_memory
+from fleetune.engine.optimizers import optimizer_notes
 from fleetune.engine.trial import TrialSpec
 from fleetune.errors import UserError
 from fleetune.lab.executors.base import BackboneFacts, Executor, FleetJob
@@ -141,7 +142,9 @@ class _Run:
     def _events(self, number: int, fleet: FleetPlan, todo: list[Trial]) -> Iterator[Event]:
         """Yields what happens in the fleet, each event after it is in the ledger."""
         fleets = len(self.inputs.plan.fleets)
-        self.watch(Said(f"loading {fleet.backbone.name} for fleet {number + 1} of {fleets}"))
+        name = fleet.backbone.name
+        doing = f"loading {name}" if fleet.reads_model else f"fitting {fleet.trials[0].name}"
+        self.watch(Said(f"{doing} for fleet {number + 1} of {fleets}"))
         tokens = self._tokens(fleet)
         started = self.executor.start(self._job(fleet, todo, tokens))
         self._record_backbone(fleet, started.facts, tokens)
@@ -149,6 +152,8 @@ class _Run:
             self.ledger.start_trial(trial.id)
         ids = tuple(trial.id for trial in todo)
         self.watch(FleetOpened(number, fleets, ids, fleet.backbone.name, started.facts))
+        for note in optimizer_notes(trial.training for trial in todo):
+            self.watch(Said(note))
         shape = self.inputs.shapes[fleet.data.name, fleet.backbone.name]
         method_of = {trial.id: trial.method for trial in todo}
         tokens_of = {split: int(tokens.lengths[rows].sum()) for split, rows in self._dataset(fleet).splits.items()}
@@ -156,11 +161,13 @@ class _Run:
         try:
             for event in self._until_stopped(started.events):
                 self._record(event, self._dataset(fleet))
-                self.tally.count(event, shape, method_of[event.trial], tokens_of)
+                if not fleet.is_baseline:
+                    self.tally.count(event, shape, method_of[event.trial], tokens_of)
                 self.watch(event)
                 yield event
         finally:
-            self.tally.count_time(time.monotonic() - began, started.facts.precision)
+            if started.facts.precision is not None and not fleet.is_baseline:
+                self.tally.count_time(time.monotonic() - began, started.facts.precision)
 
     def _tokens(self, fleet: FleetPlan) -> Tokens:
         """Returns the fleet's texts as tokens, and completes the audit with what they show."""
@@ -180,6 +187,8 @@ class _Run:
             precision=fleet.precision,
             specs=tuple(TrialSpec(trial.id, trial.method, trial.training, trial.seed) for trial in todo),
             data=FleetData(tokens, dataset.labels, dataset.splits),
+            dataset=dataset,
+            max_tokens=fleet.data.max_tokens,
             checkpoints=self.place.trials,
             labels=tuple(dataset.label_names),
         )

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
-from fleetune.methods.registry import all_methods, get, register
+from fleetune.methods.registry import (
+    all_baselines,
+    all_methods,
+    get,
+    is_baseline,
+    is_floor,
+    reads_model,
+    register,
+)
 
-__all__ = ["all_methods", "get", "register"]
+__all__ = ["all_baselines", "all_methods", "get", "is_baseline", "is_floor", "reads_model", "register"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from fleetune.data.dataset import Dataset
 from fleetune.engine.config import BackboneConfig
 from fleetune.engine.events import Event
 
@@ -23,8 +24,10 @@ class FleetJob:
         backbone: Which model lies under it.
         num_labels: Number of the classifier's outputs.
         precision: Of the frozen weights and their products.
-        specs: The trials.
+        specs: The trials; a baseline is alone in its job.
         data: Their texts.
+        dataset: The same as strings, for baselines.
+        max_tokens: Length at which texts are cut.
         checkpoints: Folder of the trials' checkpoints.
         labels: Their names in the order of the outputs.
     """
@@ -34,13 +37,15 @@ class FleetJob:
     precision: str
     specs: tuple[TrialSpec, ...]
     data: FleetData
+    dataset: Dataset
+    max_tokens: int
     checkpoints: Path
     labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class BackboneFacts:
-    """What loading a backbone found out.
+    """What loading a backbone found out; None throughout for a baseline that reads no model.
 
     Attributes:
         layout: `packed` or `padded`.
@@ -50,10 +55,10 @@ class BackboneFacts:
         notes: What a report must say of it.
     """
 
-    layout: str
-    layout_reason: str
-    precision: str
-    model_hash: str
+    layout: str | None
+    layout_reason: str | None
+    precision: str | None
+    model_hash: str | None
     notes: tuple[str, ...] = ()
 
 

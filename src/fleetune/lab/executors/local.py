@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fleetune.lab.executors.base import BackboneFacts, FleetJob, StartedFleet
+from fleetune.methods.baseline import Baseline
 
 if TYPE_CHECKING:
     from fleetune.engine.backbone import Backbone
+    from fleetune.engine.trial import TrialSpec
+
+
+NO_MODEL = BackboneFacts(None, None, None, None)
 
 
 class LocalExecutor:
@@ -21,9 +28,25 @@ class LocalExecutor:
         """Returns the fleet of `job`, ready to train."""
         from fleetune.engine.fleet import Fleet
 
+        if isinstance(job.specs[0].method, Baseline):
+            return self._start_baseline(job, job.specs[0].method)
         backbone = self._load(job)
         fleet = Fleet(backbone, job.specs, job.data, checkpoints=job.checkpoints)
-        return StartedFleet(facts_of(backbone), fleet.train())
+        return StartedFleet(facts_of(backbone, job.specs), fleet.train())
+
+    def _start_baseline(self, job: FleetJob, baseline: Baseline) -> StartedFleet:
+        from fleetune.engine.backbone import load_tokenizer
+        from fleetune.engine.baselines import run_baseline
+        from fleetune.engine.zero_shot import FrozenModel
+
+        (spec,) = job.specs
+        if not baseline.reads_model:
+            return StartedFleet(NO_MODEL, run_baseline(spec, job.dataset))
+        backbone = self._load(job)
+        model = FrozenModel(backbone, load_tokenizer(job.backbone), job.max_tokens)
+        facts = facts_of(backbone)
+        facts = replace(facts, notes=(*facts.notes, *baseline.notes(model)))
+        return StartedFleet(facts, run_baseline(spec, job.dataset, model))
 
     def _load(self, job: FleetJob) -> Backbone:
         from fleetune.engine.backbone import load_backbone
@@ -37,8 +60,9 @@ class LocalExecutor:
         return self._backbone
 
 
-def facts_of(backbone: Backbone) -> BackboneFacts:
-    """Returns what the ledger keeps of a loaded backbone."""
-    return BackboneFacts(
-        backbone.layout, backbone.layout_reason, backbone.precision, backbone.model_hash, tuple(backbone.notes)
-    )
+def facts_of(backbone: Backbone, specs: Iterable[TrialSpec] = ()) -> BackboneFacts:
+    """Returns what the ledger keeps of a loaded backbone, and of how the trials over it are stepped."""
+    from fleetune.engine.optimizers import optimizer_notes
+
+    notes = *backbone.notes, *optimizer_notes(spec.training for spec in specs)
+    return BackboneFacts(backbone.layout, backbone.layout_reason, backbone.precision, backbone.model_hash, notes)

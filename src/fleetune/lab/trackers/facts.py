@@ -17,7 +17,6 @@ from fleetune.lab.ledger import LedgerReader
 from fleetune.lab.plan import Trial
 from fleetune.lab.results import load_trial
 from fleetune.lab.trackers.base import Draw, Ending, Picture, TrackedRun, TrackedTrial
-from fleetune.metrics import evaluate
 
 KEY_DIGITS = 8
 
@@ -92,9 +91,9 @@ class Endings:
 def final_metrics(trial: TrialResult) -> dict[str, float]:
     """Returns each metric on each labelled split by a name such as `final/test/f1_macro`, and what the trial took."""
     metrics: dict[str, float] = {}
-    for split, (labels, logits) in trial.predictions.items():
+    for split, (labels, _) in trial.predictions.items():
         if len(labels):
-            metrics |= {f"final/{split}/{name}": value for name, value in evaluate(labels, logits).items()}
+            metrics |= {f"final/{split}/{name}": value for name, value in trial.scores(split).items()}
     taken = {name: getattr(trial, name) for name in ("best_step", "seconds", "peak_bytes", "bundle_bytes")}
     metrics |= {f"final/{name}": float(value) for name, value in taken.items() if value is not None}
     return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}

@@ -19,7 +19,7 @@ from types import TracebackType
 
 from fleetune.engine.events import Evaluated, Failed, Finished, Stepped
 from fleetune.lab.executors.base import BackboneFacts
-from fleetune.lab.notices import FleetOpened, Notice, RunOpened, Said, Watch
+from fleetune.lab.notices import FleetOpened, Noted, Notice, RunOpened, Said, Watch
 from fleetune.lab.plan import Trial
 from fleetune.lab.trackers.base import Draw, Ending, Point, TrackedRun, TrackedTrial, Tracker, make_tracker
 from fleetune.lab.trackers.facts import Endings, parameter_counts, tracked_run, tracked_trial
@@ -27,6 +27,7 @@ from fleetune.lab.trackers.names import require_packages
 from fleetune.lab.trackers.points import Points, recorded_events
 
 SECONDS_BETWEEN_BATCHES = 2.0
+SECONDS_TO_OPEN = 30.0
 SECONDS_WITHOUT_PROGRESS = 60.0
 SECONDS_WHEN_INTERRUPTED = 15.0
 SECONDS_UNTIL_SAID = 3.0
@@ -74,7 +75,6 @@ class Tracking:
         self._plan: dict[str, Trial] = {}
         self._parameters: dict[str, dict[str, int]] = {}
         self._open: set[str] = set()
-        self._facts: BackboneFacts | None = None
         self._folder = Path()
         self._points = Points(0)
         self._is_broken = False
@@ -106,7 +106,7 @@ class Tracking:
                 delivered, moved = total, now
             if now - began > SECONDS_UNTIL_SAID and not is_said:
                 is_said = True
-                self._lines.append(f"waiting for {_listed(late)}")
+                self._watch(Said(f"waiting for {_listed(late)}"))
             self._say()
             if now - moved > SECONDS_WITHOUT_PROGRESS or (is_interrupted and now - began > SECONDS_WHEN_INTERRUPTED):
                 return
@@ -127,16 +127,15 @@ class Tracking:
             case RunOpened():
                 self._begin(notice)
             case FleetOpened():
-                self._facts = notice.facts
                 for trial in notice.trials:
-                    self._start(trial)
+                    self._start(trial, notice.facts)
             case Stepped() | Evaluated():
                 self._send(self._points.of(notice))
             case Finished():
                 self._send(self._points.rest(notice.trial))
                 self._end(notice.trial, None)
             case Failed():
-                self._start(notice.trial)
+                self._start(notice.trial, None)
                 self._send(self._points.rest(notice.trial))
                 step = self._points.last_step(notice.trial)
                 self._end(notice.trial, Ending("failed", redacted(notice.reason), step))
@@ -152,13 +151,17 @@ class Tracking:
         self._couriers = [_Courier(name, run, endings, self._lines) for name in self._names]
         for courier in self._couriers:
             courier.start()
+        # Importing these packages takes seconds of a processor: they would count as training time of the first trials.
+        deadline = time.monotonic() + SECONDS_TO_OPEN
+        for courier in self._couriers:
+            courier.opened.wait(max(0.0, deadline - time.monotonic()))
 
-    def _start(self, trial: str) -> None:
+    def _start(self, trial: str, facts: BackboneFacts | None) -> None:
         """Begins a trial, with what an earlier attempt measured; one that goes on in a smaller fleet began before."""
         if trial in self._open:
             return
         self._open.add(trial)
-        self._send(_Start(tracked_trial(self._plan[trial], self._parameters[trial], self._facts)))
+        self._send(_Start(tracked_trial(self._plan[trial], self._parameters[trial], facts)))
         for event in recorded_events(self._folder, trial):
             self._send(self._points.of(event))
 
@@ -173,19 +176,20 @@ class Tracking:
 
     def _say(self) -> None:
         while self._lines:
-            self._watch(Said(self._lines.popleft()))
+            self._watch(Noted(self._lines.popleft()))
 
 
 class _Courier(threading.Thread):
     """Brings messages to one tracker, many at once. After a failure it says so once, and takes them to nobody.
 
     Attributes:
+        opened: Is set when the tracker is ready, or never will be.
         delivered: Number of messages that are there, for whoever waits.
     """
 
     def __init__(self, name: str, run: TrackedRun, endings: Endings, lines: deque[str]) -> None:
         super().__init__(name=name, daemon=True)
-        self.delivered = 0
+        self.opened, self.delivered = threading.Event(), 0
         self._run_facts, self._endings, self._lines = run, endings, lines
         self._queue: queue.SimpleQueue[_Message] = queue.SimpleQueue()
         self._closing, self._given_up, self._is_dead = threading.Event(), threading.Event(), False
@@ -211,6 +215,7 @@ class _Courier(threading.Thread):
         try:
             tracker = make_tracker(self.name)
             self._say(tracker.open(self._run_facts))
+            self.opened.set()
             while not self._given_up.is_set():
                 batch = self._gathered()
                 self._deliver(tracker, batch)
@@ -222,6 +227,7 @@ class _Courier(threading.Thread):
             if not self._given_up.is_set():
                 self._say(f"no more goes there, training goes on: {_line(error)}")
         finally:
+            self.opened.set()
             if tracker is not None:
                 with suppress(BaseException):
                     tracker.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -49,10 +50,12 @@ class MLflow(Tracker):
         address = given or f"sqlite:///{database.as_posix()}"
         artifacts = None if given else (run.folder / "mlartifacts").as_uri()
         self._client = MlflowClient(tracking_uri=address)
-        self._experiment = self._experiment_id(os.environ.get("MLFLOW_EXPERIMENT_NAME") or run.name, artifacts)
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or run.name
+        self._experiment = self._experiment_id(name, artifacts)
         self._ids = self._known_runs()
-        shown = f"type mlflow ui --backend-store-uri sqlite:///{database}"
-        return f"the experiment '{run.name}' at {given}" if given else shown
+        if given:
+            return f"the experiment '{name}' at {given}"
+        return f"type mlflow ui --backend-store-uri {shlex.quote(address)}"
 
     def start(self, trial: TrackedTrial) -> None:
         self._told[trial.id] = {}

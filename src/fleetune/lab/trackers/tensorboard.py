@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import struct
 import time
 from collections.abc import Mapping, Sequence
@@ -40,7 +41,7 @@ class TensorBoard(Tracker):
         import tensorboard  # noqa: F401  a package that is broken shows before the first trial
 
         self._folder = run.folder / "tensorboard"
-        return f"type tensorboard --logdir {self._folder}"
+        return f"type tensorboard --logdir {shlex.quote(str(self._folder))}"
 
     def start(self, trial: TrackedTrial) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -136,7 +137,8 @@ class WandB(Tracker):
         return self._wandb.Settings(**{name: value for name, value in wished.items() if name in known})
 
     def _place(self) -> str:
-        return f"kept in {self._run.folder / 'wandb'}; wandb sync uploads it"
+        place = shlex.quote(str(self._run.folder / "wandb"))
+        return f"kept offline; to upload it type wandb sync {place}/offline-run-*"
 
 
 def _project() -> str:
