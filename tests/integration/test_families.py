@@ -245,3 +245,16 @@ def test_a_bundle_gives_the_trials_logits(architecture: str, kind: str, merge: b
     padding = 1 if architecture == "mpnet" else 0
     model = loaded_by_others(tmp_path / "b", backbone.folder)
     np.testing.assert_allclose(plain_logits(model, padding), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("architecture", ["mpnet", "deberta-v2", "deberta-v2 with a convolution", "phi", "phi3"])
+def test_bf16_is_near_fp32(architecture: str) -> None:
+    rounded, exact = (tiny_backbone(architecture, precision=precision) for precision in ("bf16", "fp32"))
+    one = spec("lora", 0, {"target_modules": ("all-linear",)})
+    tensors = moved(exact, one)
+    (low, low_gradients), (high, high_gradients) = (fleet_results(one_of, one, tensors) for one_of in (rounded, exact))
+    assert 0 < relative_difference(low, high) < 0.1
+    assert all(gradient.dtype == torch.float32 for gradient in low_gradients.values())
+    together = torch.cat([low_gradients[name].flatten() for name in tensors])
+    expected = torch.cat([high_gradients[name].flatten() for name in tensors])
+    assert torch.nn.functional.cosine_similarity(together, expected, dim=0) > 0.98

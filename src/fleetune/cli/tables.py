@@ -145,7 +145,9 @@ def _remarks(row: Row) -> list[str]:
     remarks = ["baseline"] if row.is_baseline else []
     if row.tied_with_best:
         remarks.append("not told from the best")
-    if row.degenerate:
+    if row.degenerate and row.is_baseline:
+        remarks.append("no better than the most frequent answer")
+    elif row.degenerate:
         remarks.append(f"learned nothing with {len(row.degenerate)} of {len(row.scores)} seeds")
     if row.configuration.failed:
         remarks.append(f"{len(row.configuration.failed)} failed")

@@ -122,6 +122,8 @@ def overall(verdicts: dict[str, Verdict]) -> Verdict:
 def _is_tied(row: Row, best: Row | None, spread: SeedSpread | None) -> bool:
     if best is None or not math.isfinite(row.mean):
         return False
+    if row.is_baseline and best.is_baseline:
+        return row.mean == best.mean
     return row is best or spread is None or not spread.tells_apart(row, best)
 
 

@@ -23,10 +23,9 @@ MultipleNegativesRankingLoss). It is fitted to nothing here."""
 CONTENT_FREE = ("N/A", "[MASK]", "")
 """Texts that say nothing (Zhao et al., 2021, section 5)."""
 PLACEHOLDERS = ("text", "text_a", "text_b", "labels", "label")
-PROMPT = "{text}\n\nThis text is {labels}?\nAnswer:"
-PAIR_PROMPT = "First: {text_a}\nSecond: {text_b}\n\nThese two texts are {labels}?\nAnswer:"
-LABEL_PROMPT = "{text}\n\nIs this text about {label}, yes or no?\nAnswer:"
-PAIR_LABEL_PROMPT = "First: {text_a}\nSecond: {text_b}\n\nAre these two texts about {label}, yes or no?\nAnswer:"
+PROMPT = "{text}\n\nLabel ({labels}):"
+LABEL_PROMPT = '{text}\n\nDoes the label "{label}" apply, yes or no?\nAnswer:'
+PAIR = "First: {text_a}\nSecond: {text_b}"
 
 Logits = NDArray[np.float64]
 
@@ -175,9 +174,8 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _default_prompt(multi_label: bool, pairs: bool) -> str:
-    if multi_label:
-        return PAIR_LABEL_PROMPT if pairs else LABEL_PROMPT
-    return PAIR_PROMPT if pairs else PROMPT
+    template = LABEL_PROMPT if multi_label else PROMPT
+    return template.replace("{text}", PAIR) if pairs else template
 
 
 def _mean_preference(logits: Logits, multi_label: bool) -> Logits:

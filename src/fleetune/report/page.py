@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fleetune.compare.configuration import all_settings, shared_settings
 from fleetune.compare.row import Row
 from fleetune.compare.summary import Comparison
+from fleetune.methods import is_floor
 from fleetune.metrics import MINIMISED
 from fleetune.report import words
 from fleetune.report.figure import Figure
@@ -289,9 +290,11 @@ def _settings(row: Row) -> str:
 
 def _marks(row: Row, recommended: str | None) -> list[tuple[str, str]]:
     marks = []
+    if row.is_baseline:
+        marks.append(("baseline", "floor" if is_floor(row.configuration.first.kind) else "baseline"))
     if row.name == recommended:
         marks.append(("recommended", "recommended"))
-    if row.tied_with_best and row.interval and not row.degenerate:
+    if row.tied_with_best and row.has_known_spread and not row.degenerate:
         marks.append(("tied", "tied with the best"))
     if row.degenerate:
         marks.append(("degenerate", "degenerate"))
