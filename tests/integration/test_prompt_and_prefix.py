@@ -77,6 +77,22 @@ def test_in_company_under_dropout_each_is_as_alone_in_parts_and_padded(architect
                 torch.testing.assert_close(own[name], gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()))
 
 
+@pytest.mark.parametrize("architecture", ["bert", "gemma2"])
+def test_gradient_checkpointing_computes_the_same_again(architecture: str) -> None:
+    backbone = tiny_backbone(architecture)
+    streams = {slot: Stream(one.seed, step=2, micro_step=1) for slot, one in enumerate(NEIGHBOURS)}
+    tensors = {slot: moved(backbone, one) for slot, one in enumerate(NEIGHBOURS)}
+    pack = pack_texts(DATA.tokens, [(slot, TEXTS) for slot in streams], "packed")
+    with attached(backbone, {slot: (one.method, tensors[slot]) for slot, one in enumerate(NEIGHBOURS)}) as heads:
+        leaves = [tensor for own in tensors.values() for tensor in own.values()]
+        outcomes = []
+        for checkpointing in (False, True):
+            logits = torch.cat(list(backbone.logits(pack, heads, streams, checkpointing).values()))
+            outcomes.append((logits, *torch.autograd.grad(logits.square().sum(), leaves)))
+    for got, expected in zip(outcomes[1], outcomes[0], strict=True):
+        torch.testing.assert_close(got, expected)
+
+
 def test_dropout_acts_on_the_weights_of_a_prefix() -> None:
     backbone, one = tiny_backbone("bert"), spec("prefix")
     tensors = moved(backbone, one)

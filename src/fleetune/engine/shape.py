@@ -60,9 +60,9 @@ def shape_of(model: nn.Module, architecture: Architecture, new: Iterable[str]) -
         sites,
         head,
         counted,
-        attentions=_attentions(sites, config),
+        attentions=_attentions(sites, config.get_text_config()),
         causal=architecture.pool == "last",
-        windowed=_is_windowed(config),
+        windowed=_is_windowed(config.get_text_config()),
     )
 
 
