@@ -365,7 +365,9 @@ def _as_method_errors(where: str) -> Iterator[None]:
             yield
     except MethodError as error:
         raise MethodError(f"{where}: {error}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, ImportError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
+        if "memory" in str(error):
+            raise  # not the configuration's fault: the fleet makes room
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MethodError(f"{where}: {first}") from None
 

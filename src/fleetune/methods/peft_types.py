@@ -30,7 +30,8 @@ REFUSED = {
     'type = "randlora" or kind = "vera" do not',
 }
 """Types that cannot work here: why, and what to use instead."""
-RENAMED = {"BONE": "miss", "ROAD_1": "road", "DORA": 'kind = "lora" with dora = true', "PISSA": 'kind = "lora"'}
+RENAMED = {"BONE": "miss", "DORA": 'kind = "lora"', "PISSA": 'kind = "lora"'}
+"""What users may call a type that goes by another name."""
 
 
 @cache
