@@ -13,6 +13,7 @@ from torch.nn import functional
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 
+from fleetune.bundle.merging import installed_weights
 from fleetune.methods.base import BackboneShape, Method
 
 Tensors = dict[str, torch.Tensor]
@@ -52,6 +53,8 @@ class Reference(torch.nn.Module):
                     inputs = self._with_prompt(**inputs)
                 case "prefix":
                     inputs = self._with_prefix(stack, **inputs)
+                case "peft":
+                    weights = installed_weights(self.model, self.method, self.shape, self.tensors)
                 case _:
                     weights |= self._merged()
             return torch.func.functional_call(self.model, weights, kwargs=inputs)

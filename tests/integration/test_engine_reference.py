@@ -70,6 +70,7 @@ CASES = {
         "lora", {**BITS, "start": "olora", "dora": True}, lambda: peft.LoraConfig(**PEFT_BITS, use_dora=True)
     ),
     "orthogonal": Case("lora", {**BITS, "start": "orthogonal"}, lambda: peft.LoraConfig(**PEFT_BITS)),
+    "loha": Case("peft", {}, lambda: peft.LoHaConfig(target_modules=["query", "value"])),
     "vera": Case("vera", {"rank": 16}, lambda: peft.VeraConfig(r=16, target_modules=["query", "value"])),
     "adalora": Case(
         "adalora",
@@ -164,7 +165,7 @@ def _peft_model(case: Case, model: Any, start: dict[str, torch.Tensor]) -> Any:
 
 def _own_name(peft_name: str) -> str:
     name = peft_name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
-    name = re.sub(r"\.((?:lora|vera)_\w+|ia3_l)\.default(?:\.weight)?$", r"::\1", name)
+    name = re.sub(r"\.((?:lora|vera|hada)_\w+|ia3_l)\.default(?:\.weight)?$", r"::\1", name)
     own_bias = name.endswith(".bias") and not name.startswith("classifier")
     return re.sub(r"(\.base_layer)?\.bias$", "::bias", name) if own_bias else name
 

@@ -184,7 +184,8 @@ def test_a_fleet_steps_along_these_gradients(architecture: str) -> None:
     fields: dict[str, Any] = {"batch_size": 6, "gradient_accumulation_steps": 1, "class_weights": "none"}
     specs = [spec(kind, seed, **fields) for seed, kind in enumerate(fitting_methods(tiny_backbone(architecture)))]
     specs = [one for one in specs if not one.method.has_penalty]
-    for group in ([one for one in specs if one.method.shares_backbone], [one for one in specs if one.id[:4] == "full"]):
+    alone = [[one] for one in specs if not one.method.shares_backbone]
+    for group in ([one for one in specs if one.method.shares_backbone], *alone):
         fleet = Fleet(tiny_backbone(architecture), group, DATA)
         starts = [_copies(trial.parameters.tensors) for trial in fleet.trials]
         events = fleet.train()

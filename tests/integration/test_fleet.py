@@ -181,10 +181,10 @@ def test_out_of_memory_changes_no_trial(monkeypatch: pytest.MonkeyPatch, shared:
     expected, _ = train(specs, data)
     whole = Backbone.logits
 
-    def small(self: Backbone, pack: Pack, heads: Any, streams: Any) -> Any:
+    def small(self: Backbone, pack: Pack, heads: Any, streams: Any, *more: Any) -> Any:
         if streams and pack.tokens > 60:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        logits = whole(self, pack, heads, streams)
+        logits = whole(self, pack, heads, streams, *more)
         if streams and pack.tokens > 45:
             torch.autograd.backward([one.sum() for one in logits.values()], retain_graph=True)
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
@@ -207,9 +207,9 @@ def test_what_is_saved_when_memory_runs_out_is_taken_up(
     expected, _ = train(specs, data)
     whole, left = Backbone.logits, passes
 
-    def failing(self: Backbone, pack: Pack, heads: Any, streams: Any) -> Any:
+    def failing(self: Backbone, pack: Pack, heads: Any, streams: Any, *more: Any) -> Any:
         nonlocal left
-        logits = whole(self, pack, heads, streams)
+        logits = whole(self, pack, heads, streams, *more)
         left -= bool(streams) is training
         if left < 0:
             if streams:

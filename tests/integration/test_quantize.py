@@ -280,7 +280,7 @@ def test_forecast_counts_the_bits():
 @pytest.mark.parametrize(
     ("architecture", "kind", "merge"),
     [("llama", "lora", False), ("llama", "lora", True), ("bert", "ia3", False), ("bert", "bitfit", False),
-     ("bert", "bitfit", True), ("llama", "norm", False)],
+     ("bert", "bitfit", True), ("llama", "norm", False), ("bert", "adalora", False)],
 )  # fmt: skip
 @pytest.mark.parametrize("quantize", KINDS)
 def test_a_bundle_gives_the_trials_logits(architecture, kind, merge, quantize, tmp_path):

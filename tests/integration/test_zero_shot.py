@@ -110,7 +110,7 @@ def test_a_token_that_the_continuation_changes_counts_as_its_own(tiny_backbones:
 
 
 def test_prompts_are_scored_alone_as_in_company(tiny_backbones: Folders):
-    own = frozen(tiny_backbones("qwen2"), precision="fp32")
+    own = frozen(tiny_backbones("gemma2"), precision="fp32")
     together = own.log_likelihoods(PROMPTS * 20, NAMES)[0]
     alone = np.concatenate([own.log_likelihoods([prompt], NAMES)[0] for prompt in PROMPTS])
     np.testing.assert_allclose(together, np.tile(alone, (20, 1)), rtol=1e-4)

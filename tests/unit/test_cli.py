@@ -128,11 +128,12 @@ def test_a_fault_of_ours_is_one_line_and_a_way_to_its_trace(capsys: Captured, mo
 
 
 def test_methods_lists_every_method_with_its_numbers(capsys: Captured):
-    from fleetune.methods import all_methods
+    from fleetune.methods import all_baselines, all_methods
 
     assert run_command_line(["methods", "--model", str(tiny_folder("bert")), "--num-labels", "3", "--json"]) == 0
     found = {method["kind"]: method for method in json.loads(capsys.readouterr().out)["methods"]}
-    assert list(found) == list(all_methods())
+    assert list(found) == [*all_methods(), *all_baselines()]
+    assert [found[kind]["parameters"]["trainable"] for kind in all_baselines()] == [0, 0, 0]
     assert {"kind", "settings", "source", "parameters"} <= found["lora"].keys()
     assert found["lora"]["parameters"]["adapter"] == 2 * 2 * 8 * (32 + 32)
     assert found["head"]["parameters"]["adapter"] == 0

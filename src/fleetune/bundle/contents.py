@@ -60,7 +60,7 @@ def stored_names(method: Method, shape: BackboneShape, form: Form) -> dict[str, 
 def stored_shapes(method: Method, shape: BackboneShape, form: Form) -> dict[str, tuple[int, ...]]:
     """Returns each tensor's shape in the file, by its name in a trial's state."""
     shapes = expected_shapes(method, shape)
-    if form != "adapter":
+    if form != "adapter" or method.installs:
         return shapes
     return shapes | {
         f"{site.name}{SEPARATOR}{name}": method.peft_shape(name, site)

@@ -94,6 +94,7 @@ def run_recipe(recipe: Recipe, path: Path, out: Path | None, executor: str, as_j
         print_line(run_line(result.summary))
         if result.report is not None:
             print_line(f"report: {result.report}")
+        if any(row.scores and not row.is_baseline for row in result.comparison.rows):
             print_line(f"Next: fleetune export {shlex.quote(str(folder))} best --to my-classifier")
     if result.summary.failed:
         hint = f"Type: fleetune status {shlex.quote(str(folder))}"

@@ -109,7 +109,7 @@ def print_method(method: MethodEntry) -> None:
     print_line(f"{method.kind}: {method.summary}")
     print_line(f"    source: {method.source}")
     for option in method.options:
-        value = method.settings[option.name]
+        value = method.settings.get(option.name, option.value)
         words = f"    ({' | '.join(option.choices)})" if option.choices else ""
         print_line(f"    {option.name} = {'(not set)' if value is None else value}{words}")
         for line in textwrap.wrap(option.help, HELP_WIDTH):
@@ -146,7 +146,7 @@ def _remarks(row: Row) -> list[str]:
     if row.tied_with_best:
         remarks.append("not told from the best")
     if row.degenerate and row.is_baseline:
-        remarks.append("no better than the most frequent answer")
+        remarks.append("gives every text one answer")
     elif row.degenerate:
         remarks.append(f"learned nothing with {len(row.degenerate)} of {len(row.scores)} seeds")
     if row.configuration.failed:

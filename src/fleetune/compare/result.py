@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetune.methods import is_floor
+from fleetune.methods import is_baseline, is_floor
 from fleetune.metrics import (
     BoolArray,
     evaluate,
@@ -156,7 +156,8 @@ class TrialResult:
         Degenerate are logits that are not numbers, one and the same prediction for every text, where texts have one
         label each, no more right answers than the most frequent class gets, and where they may have several, a mean
         ROC-AUC no higher than chance: tuned thresholds find something to part even where nothing was learned.
-        A baseline that is meant to learn nothing is not degenerate.
+        A baseline may get fewer right, for it may not know which class is frequent; and the one that is meant to learn
+        nothing is not degenerate.
         """
         if is_floor(self.kind):
             return None
@@ -169,7 +170,7 @@ class TrialResult:
         if len(labels) > 1 and (decisions == decisions[0]).all():
             return f"predicts {self._described(decisions[0])} for every text"
         right, majority = float(self.correct(split).mean()), majority_share(labels)
-        if not self.multi_label and right <= majority:
+        if not self.multi_label and right <= majority and not is_baseline(self.kind):
             return f"accuracy {right:.3f} is not above the majority class's {majority:.3f}"
         if self.multi_label and (area := self.scores(split)["roc_auc"]) <= CHANCE_AREA:
             return f"the mean ROC-AUC over labels, {area:.3f}, is not above chance"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+# length: loading a model, preparing it and running it know the same parts of it
 import copy
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +22,7 @@ from fleetune.engine.config import BackboneConfig
 from fleetune.engine.dropout import FleetDropout, ForwardState, Stream
 from fleetune.engine.encoder import speed_up_encoder
 from fleetune.engine.head import checkpoint_head, head_logits, pool
+from fleetune.engine.installed import Installation, install_trial, layout_with, remove_trial
 from fleetune.engine.layout import Layout, Pack
 from fleetune.engine.parity import IMPLEMENTATIONS, choose_layout
 from fleetune.engine.prefix import PREFIXES
@@ -81,6 +85,8 @@ class Backbone:
     _attentions: dict[str, dict[int, Delta]] = field(default_factory=dict)
     _virtual: dict[int, int] = field(default_factory=dict)
     _prefixes: dict[int, int] = field(default_factory=dict)
+    _installation: Installation | None = None
+    _layouts: dict[str, tuple[Layout, str]] = field(default_factory=dict)
 
     @property
     def master_dtype(self) -> torch.dtype:
@@ -113,7 +119,16 @@ class Backbone:
         return max(self._virtual.values(), default=0)
 
     def attach(self, slot: int, method: Method, parameters: dict[str, dict[str, Tensor]]) -> None:
-        """Puts one trial's deltas on the backbone; `parameters` are its tensors by site, the shared ones too."""
+        """Puts one trial's deltas on the backbone; `parameters` are its tensors by site, the shared ones too.
+
+        Raises:
+            ValueError: If one of the trials cannot share the modules with another.
+        """
+        if self._installation is not None or (method.installs and self._modules):
+            raise ValueError(f"a trial of {method.kind} cannot be put beside another: one of them changes the modules")
+        if method.installs:
+            self._installation = install_trial(self, method, parameters)
+            return
         shared = parameters.get(SHARED, {})
         for site in method.sites(self.shape):
             own = shared | parameters.get(site.name, {})
@@ -135,6 +150,9 @@ class Backbone:
 
     def detach(self, slot: int) -> None:
         """Takes one trial's deltas off."""
+        if self._installation is not None:
+            remove_trial(self, self._installation)
+            self._installation = None
         for name, module in list(self._modules.items()):
             module.detach(slot)
             if not module.deltas:
@@ -144,6 +162,29 @@ class Backbone:
             deltas.pop(slot, None)
         self._virtual.pop(slot, None)
         self._prefixes.pop(slot, None)
+
+    def layout_for(self, method: Method) -> tuple[Layout, str]:
+        """Returns the layout in which a trial of `method` trains, and why.
+
+        Raises:
+            MethodError: If there is none, or the method does not fit.
+        """
+        if not method.installs:
+            return self.layout, self.layout_reason
+        key = json.dumps([method.kind, method.settings], sort_keys=True)
+        if key not in self._layouts:
+            self._layouts[key] = layout_with(self, method)
+        return self._layouts[key]
+
+    def use_layout(self, layout: Layout) -> None:
+        """Makes the model ready for packs of `layout`."""
+        set_attention(self.model, self.architecture, IMPLEMENTATIONS[layout])
+        self.model.get_submodule(self.architecture.base).train()
+
+    @property
+    def serves_lanes(self) -> bool:
+        """Whether lanes can compute on it at the same time; not with modules that hold one trial's tensors."""
+        return self._installation is None
 
     def _site_module(self, site: Site) -> SiteModule:
         if site.name not in self._modules:
@@ -175,18 +216,8 @@ class Backbone:
         pack = self._with_learned_tokens(pack)
         self.state.begin(pack, streams, checkpointing)
         try:
-            pooled = pool(self._hidden(pack), pack, self.architecture, self.model.config)
-            return {
-                segment.slot: head_logits(
-                    self.model,
-                    self.architecture,
-                    pooled[segment.texts.start : segment.texts.stop],
-                    heads[segment.slot],
-                    segment.slot,
-                    self.state,
-                )
-                for segment in pack.segments
-            }
+            with self._installation.running(streams) if self._installation else nullcontext():
+                return self._logits(pack, heads)
         finally:
             self.state.end()
 
@@ -196,6 +227,20 @@ class Backbone:
         after = 0 if self.architecture.pool == "last" else 1
         pack = with_virtual_tokens(pack, self._virtual, after, self.pack_multiple) if self._virtual else pack
         return with_prefixes(pack, self._prefixes) if self._prefixes else pack
+
+    def _logits(self, pack: Pack, heads: dict[int, dict[str, Tensor]]) -> dict[int, Tensor]:
+        pooled = pool(self._hidden(pack), pack, self.architecture, self.model.config)
+        return {
+            segment.slot: head_logits(
+                self.model,
+                self.architecture,
+                pooled[segment.texts.start : segment.texts.stop],
+                heads[segment.slot],
+                segment.slot,
+                self.state,
+            )
+            for segment in pack.segments
+        }
 
     def _hidden(self, pack: Pack) -> Tensor:
         base = self.model.get_submodule(self.architecture.base)

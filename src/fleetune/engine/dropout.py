@@ -105,6 +105,10 @@ class ForwardState(threading.local):
         self.apart = False
         self.checkpointing = False
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> ForwardState:
+        """Returns itself: what is copied of a backbone takes part in the same forward passes."""
+        return self
+
     def begin(self, pack: Pack, streams: dict[int, Stream], checkpointing: bool = False) -> None:
         """Sets the pack and the streams of the forward pass that begins."""
         self.pack, self.streams, self.full, self.apart = pack, streams, None, False

@@ -95,7 +95,7 @@ def logits_by_slot(
             logits = backbone.logits(pack, {slot: dict(heads[slot]) for slot in slots}, {})
             return {slot: values.float().cpu().numpy() for slot, values in logits.items()}
 
-    for (_, rows), logits in zip(passes, lanes().map(predict, passes), strict=True):
+    for (_, rows), logits in zip(passes, lanes().map(predict, passes, backbone.serves_lanes), strict=True):
         for slot, values in logits.items():
             if slot not in results:
                 results[slot] = np.empty((len(sequences), values.shape[1]), dtype=np.float32)

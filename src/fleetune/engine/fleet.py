@@ -108,11 +108,17 @@ class Fleet:
         specs: The trials.
         data: Their texts.
         checkpoints: Folder of the trials' checkpoints, `ID/last` and `ID/best`; None keeps nothing on disk.
+
+    Raises:
+        ValueError: If a trial cannot share the backbone's modules with the others.
+        MethodError: If a method does not fit the backbone.
     """
 
     def __init__(
         self, backbone: Backbone, specs: Sequence[TrialSpec], data: FleetData, checkpoints: Path | None = None
     ) -> None:
+        if len(specs) > 1 and any(spec.method.installs for spec in specs):
+            raise ValueError("a trial whose method changes the backbone's modules trains in a fleet of its own")
         check_positions(backbone, specs, data.tokens)
         self.backbone = backbone
         self.data = data
@@ -219,7 +225,8 @@ class Fleet:
 
     def _backward_in_packs(self, running: list[Trial]) -> dict[int, tuple[float, int, int]]:
         results = {trial.slot: (0.0, 0, 0) for trial in running}
-        for part, loss in itertools.chain(*lanes().map(self._backward_of, self._packs(running))):
+        done = lanes().map(self._backward_of, self._packs(running), self.backbone.serves_lanes)
+        for part, loss in itertools.chain(*done):
             so_far, texts, tokens = results[part.trial.slot]
             more = int(self.data.tokens.lengths[part.texts].sum())
             results[part.trial.slot] = so_far + loss, texts + len(part.texts), tokens + more
@@ -244,8 +251,11 @@ class Fleet:
         for number, trial in enumerate(running):
             texts, step_texts = trial.next_batch(), trial.step_texts()
             pieces = -(-count // left_over) if number >= len(running) - left_over else 1
-            pieces = min(len(texts), max(pieces, self._least_parts))
-            for part, (start, end) in enumerate(even_runs(self.data.tokens.lengths[texts], pieces)):
+            # Modules that hold a trial's tensors hold one set of them.
+            one_set = trial.spec.method.installs
+            pieces = min(len(texts), max(1 if one_set else pieces, self._least_parts))
+            for place, (start, end) in enumerate(even_runs(self.data.tokens.lengths[texts], pieces)):
+                part = 0 if one_set else place
                 if part >= self._attached[trial.slot]:
                     self._attach(trial, part)
                 parts.append(Part(trial, part, start, texts[start:end], texts, step_texts))
@@ -273,7 +283,7 @@ class Fleet:
 
     def _is_penalised(self, part: Part) -> bool:
         """Returns whether the method's own term of the loss comes with this part: once a micro-batch."""
-        return part.number == 0 and part.trial.spec.method.has_penalty
+        return part.start == 0 and part.trial.spec.method.has_penalty
 
     def _penalty(self, part: Part) -> Tensor:
         leaves, method = part.trial.parameters.leaves(part.number), part.trial.spec.method

@@ -29,13 +29,18 @@ class Lanes:
         self.count = count
         self._pool = ThreadPoolExecutor(count, "lane", torch.set_num_threads, (threads,)) if count > 1 else None
 
-    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item], side_by_side: bool = True) -> list[Result]:
         """Returns `function` of each item, in order; each lane takes the next item when it is free.
+
+        Args:
+            function: What is done.
+            items: To what.
+            side_by_side: Whether lanes can work at the same time; else the caller does all, with every core.
 
         Raises:
             Exception: The first that an item raised, once every item has ended.
         """
-        if self._pool is None or len(items) == 1:
+        if self._pool is None or len(items) == 1 or not side_by_side:
             return [function(item) for item in items]
         futures = [self._pool.submit(function, item) for item in items]
         wait(futures)

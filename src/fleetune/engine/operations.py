@@ -27,7 +27,7 @@ def training_operations(shape: BackboneShape, method: Method) -> float:
     """
     passes = 1
     if method.sites(shape):
-        passes = 2 if method.shares_backbone else 3
+        passes = 2 if method.shares_backbone or method.installs else 3
     return passes * forward_operations(shape)
 
 

@@ -85,6 +85,14 @@ def _numbered(sites: Iterable[Site]) -> tuple[Site, ...]:
     return tuple(replace(site, num_layers=layers) for site in found)
 
 
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    from fleetune.engine.quantize import QuantizedLinear
+
+    if isinstance(module, QuantizedLinear):
+        return module.shapes
+    return {key: tuple(value.shape) for key, value in module.named_parameters(recurse=False)}
+
+
 def _attentions(sites: Iterable[Site], config: Any) -> tuple[Site, ...]:
     """Returns the modules that hold the projections of keys, with the shape of one token's keys and values."""
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -102,14 +110,6 @@ def _is_windowed(config: Any) -> bool:
     if kinds is not None:
         return any(kind != "full_attention" for kind in kinds)
     return getattr(config, "sliding_window", None) is not None
-
-
-def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    from fleetune.engine.quantize import QuantizedLinear
-
-    if isinstance(module, QuantizedLinear):
-        return module.shapes
-    return {key: tuple(value.shape) for key, value in module.named_parameters(recurse=False)}
 
 
 def _used_modules(architecture: Architecture) -> Any:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from fleetune.engine.installed import fresh_tensors
 from fleetune.engine.parameters import SEPARATOR, ParameterPlan, kaiming_uniform, normal
 from fleetune.engine.quantize import frozen_parameter
 from fleetune.engine.storage import refuse_quantized_weights
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from fleetune.engine.backbone import Backbone
 
+Start = TypeVar("Start")
 HE_GAIN = 6**0.5
 """Bound of He's uniform start over that of `nn.Linear`'s (He et al., 2015, arXiv:1502.01852)."""
 NORMAL_START = 0.02
@@ -34,8 +36,11 @@ def plan_parameters(backbone: Backbone, method: Method, seed: int) -> dict[str, 
     refuse_quantized_weights(method, backbone.shape, backbone.config)
     plans: dict[str, ParameterPlan] = {}
     sites = {site.name: site for site in method.sites(backbone.shape)}
+    installed = cache(partial(fresh_tensors, backbone, method, seed))
     for place, specs in method.specs(backbone.shape).items():
-        computed = cache(partial(_computed, backbone, method, sites.get(place), seed))
+        computed: Callable[[], dict[str, Tensor]] = cache(partial(_computed, backbone, method, sites.get(place), seed))
+        if method.installs:
+            computed = partial(_one_of, installed, place)
         for name, spec in specs.items():
             given = partial(_one_of, computed, name)
             start = given if spec.initial == "computed" else _start(backbone, place, name, spec, seed)
@@ -52,7 +57,7 @@ def _computed(backbone: Backbone, method: Method, site: Site | None, seed: int) 
     return method.starts(site, lambda name: frozen_parameter(module, name).to(dtype), stream)
 
 
-def _one_of(starts: Callable[[], dict[str, Tensor]], name: str) -> Tensor:
+def _one_of(starts: Callable[[], dict[str, Start]], name: str) -> Start:
     return starts()[name]
 
 

@@ -23,16 +23,18 @@ class Option:
     """One setting of a method.
 
     Attributes:
-        name: Its key in recipes.
+        name: Its key in recipes; `table.name` where it lies in a table that another package defines.
         default: What it is where a recipe does not say.
         help: What it does.
         choices: The words that it takes; empty where it takes other values.
+        value: What it is set to, where it lies in a table.
     """
 
     name: str
     default: Any
     help: str
     choices: tuple[str, ...] = ()
+    value: Any = None
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,9 @@ def _entry(method: Method, shape: BackboneShape | None, strict: bool) -> MethodE
                 raise
             misfit = str(error)
     summary, _, description = inspect.cleandoc(type(method).__doc__ or "").partition("\n")
-    options = (Option(name, defaults[name], _line(field.description), _words(field)) for name, field in fields.items())
+    options = [Option(name, defaults[name], _line(field.description), _words(field)) for name, field in fields.items()]
+    if strict:
+        options += [Option(one.name, one.default, one.help, value=one.value) for one in method.further_settings()]
     return MethodEntry(
         method.kind,
         summary,

@@ -88,7 +88,7 @@ class _Group:
         own = {trial.id: trained_bytes(shape, trial.method, trial.training) for trial in fleet.trials}
         peak = max(one.peak_bytes - own[name] for name, one in trials.items()) + sum(own.values())
         whole = Forecast(sum(one.seconds for one in trials.values()), peak)
-        return FleetForecast(facts_of(self.backbone), trials, whole)
+        return FleetForecast(facts_of(self.backbone, fleet.trials), trials, whole)
 
     def _forecast_trial(self, trial: Trial, together: int) -> Forecast:
         shape, found = self.backbone.shape, self._probe(trial, together)
@@ -127,4 +127,5 @@ def _kind(trial: Trial, backbone: Backbone, together: int) -> tuple[object, ...]
     sites = tuple(site.name for site in trial.method.sites(backbone.shape))
     drops = training.backbone_dropout, bool(trial.method.settings.get("dropout"))
     memory = training.gradient_checkpointing, training.optimizer
-    return trial.method.kind, sites, training.batch_size, memory, drops, together
+    installed = str(trial.method.settings) if trial.method.installs else ""
+    return trial.method.kind, installed, sites, training.batch_size, memory, drops, together

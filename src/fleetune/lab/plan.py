@@ -167,7 +167,7 @@ def _scored_on(data: DataConfig, configuration: Configuration) -> Configuration:
 def _configuration_names(configurations: Sequence[Configuration]) -> list[str]:
     """Returns a name for each configuration: the method's, and the settings in which its namesakes differ."""
     facts = [
-        {**configuration.method.settings, **configuration.training.model_dump(mode="json")}
+        {**_flat(configuration.method.settings), **configuration.training.model_dump(mode="json")}
         for configuration in configurations
     ]
     names = []
@@ -177,10 +177,18 @@ def _configuration_names(configurations: Sequence[Configuration]) -> list[str]:
             for other, one in zip(facts, configurations, strict=True)
             if (one.base_name, one.method.kind) == (configuration.base_name, configuration.method.kind)
         ]
-        varying = [key for key in own if any(other[key] != own[key] for other in namesakes)]
+        varying = [key for key in own if any(other.get(key) != own[key] for other in namesakes)]
         parts = [f"{_SHORT.get(key, key)}={_short_value(own[key])}" for key in varying]
         names.append(" ".join([configuration.base_name, *parts]))
     return names
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings with those of a table under their own names."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= value if isinstance(value, dict) else {key: value}
+    return flat
 
 
 def _short_value(value: Any) -> str:

@@ -10,20 +10,19 @@ trial's own segment of tokens. Few methods need more: a start that is computed (
 from __future__ import annotations
 
 import difflib
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fleetune.errors import MethodError, RecipeError
+from fleetune.errors import RecipeError
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
+    from torch import Tensor, nn
 
 SiteKind = Literal["linear", "norm", "embedding", "convolution", "attention"]
 Role = Literal[
@@ -129,6 +128,34 @@ class ParameterSpec:
         return prod(self.shape)
 
 
+@dataclass(frozen=True)
+class InstalledTensor:
+    """A tensor of a module that a method put into the backbone.
+
+    Attributes:
+        value: As the method made it; it requires gradients if it is trained.
+        holders: Where modules hold it: their dictionaries of parameters or buffers, and its name there.
+    """
+
+    value: Tensor
+    holders: tuple[tuple[dict[str, Tensor | None], str], ...]
+
+    def put(self, tensor: Tensor) -> None:
+        """Makes the modules compute with `tensor` in its place."""
+        for held, name in self.holders:
+            held[name] = tensor
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting that lies below one of the method's own: `options.r` in `options`."""
+
+    name: str
+    default: Any
+    value: Any
+    help: str
+
+
 class SiteCall(Protocol):
     """What the engine gives a method when a trial's segment passes a site."""
 
@@ -175,6 +202,8 @@ class Method(ABC):
     """Whether a fresh delta leaves the backbone's output as it is."""
     has_penalty: ClassVar[bool] = False
     """Whether `penalty` adds to the loss."""
+    installs: ClassVar[bool] = False
+    """Whether it puts modules of its own into the backbone, by `install`, and `forward` is never called."""
 
     config: MethodConfig
 
@@ -251,6 +280,33 @@ class Method(ABC):
         """
         raise NotImplementedError
 
+    def install(self, model: nn.Module, shape: BackboneShape) -> dict[str, dict[str, InstalledTensor]]:
+        """Puts its modules into `model`, and returns their tensors as `specs` names them; only if `installs`.
+
+        The engine keeps what the model was, and makes it so again.
+
+        Args:
+            model: The Hugging Face classification model.
+            shape: Its shape.
+
+        Raises:
+            MethodError: If it does not fit the model.
+        """
+        raise NotImplementedError
+
+    def is_exact_in(self, precision: str) -> bool:
+        """Returns whether what `install` makes of weights in `precision` acts as what it makes of those in fp32."""
+        return True
+
+    def merged_module(self, module: nn.Module, site: Site) -> dict[str, Tensor] | None:
+        """Returns the site's own parameters of a plain module that computes as `module`; None if there is none.
+
+        Args:
+            module: What `install` put at the site, with the trial's tensors.
+            site: The site.
+        """
+        return None
+
     def penalty(self, parameters: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
         """Returns what is added to the loss of each optimizer step; only if `has_penalty`.
 
@@ -300,6 +356,10 @@ class Method(ABC):
         """
         return self, dict(tensors)
 
+    def further_settings(self) -> list[Setting]:
+        """Returns settings that its configuration holds in a table, where another package defines them."""
+        return []
+
     @property
     def is_plain(self) -> bool:
         """Whether all that it trains are the backbone's own parameters, so that plain Hugging Face can load them."""
@@ -336,59 +396,3 @@ def describe_validation(error: ValidationError, known: type[BaseModel], where: s
         return f"{where}: unknown setting '{key}'; {hint}"
     message = fault["msg"].removeprefix("Value error, ")
     return f"{where}: {key} = {fault['input']!r}: {message}" if key else f"{where}: {message}"
-
-
-ALL_LINEAR = "all-linear"
-"""Target that stands for every linear module inside the layers."""
-
-
-def match_targets(shape: BackboneShape, targets: Sequence[str]) -> list[Site]:
-    """Returns the linear sites whose path is a target or ends in one, as PEFT matches `target_modules`.
-
-    Raises:
-        MethodError: If a target matches nothing; the message lists what exists.
-    """
-    linear = [site for site in shape.sites if site.kind == "linear"]
-    for target in targets:
-        if not any(is_target(site, (target,)) for site in linear):
-            names = ", ".join(module_names(linear))
-            raise MethodError(
-                f"target_modules: '{target}' matches no linear module of this {shape.model_type}.\n"
-                f"It has: {names}, or {ALL_LINEAR}"
-            )
-    return [site for site in linear if is_target(site, targets)]
-
-
-def is_target(site: Site, targets: Sequence[str]) -> bool:
-    """Returns whether a linear site's path is one of `targets` or ends in one."""
-    everywhere = ALL_LINEAR in targets and site.layer is not None
-    named = any(site.name == target or site.name.endswith("." + target) for target in targets)
-    return site.kind == "linear" and (everywhere or named)
-
-
-def check_layers(shape: BackboneShape, layers: Sequence[int] | None) -> None:
-    """Raises MethodError unless every one of `layers` is a layer of the backbone; negative ones count from the top."""
-    count = shape.sites[0].num_layers if shape.sites else 0
-    for layer in layers or ():
-        if not -count <= layer < count:
-            raise MethodError(
-                f"layers: this {shape.model_type} has {count} layers, 0 to {count - 1}; there is no layer {layer}"
-            )
-
-
-def in_layers(site: Site, layers: Sequence[int] | None) -> bool:
-    """Returns whether a site lies in one of `layers`, negative ones counted from the top; None are all."""
-    if layers is None or site.layer is None:
-        return layers is None
-    return site.layer in layers or site.layer - site.num_layers in layers
-
-
-def with_roles(shape: BackboneShape, *roles: Role) -> list[Site]:
-    """Returns the linear sites that have one of `roles`, in order."""
-    return [site for site in shape.sites if site.kind == "linear" and site.role in roles]
-
-
-def module_names(sites: Iterable[Site]) -> list[str]:
-    """Returns the sites' names below their layer, each once: `attention.self.query`, not one for every layer."""
-    names = (re.split(r"\.\d+\.", site.name)[-1] for site in sites)
-    return list(dict.fromkeys(names))

@@ -8,18 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from fleetune.errors import MethodError
-from fleetune.methods.base import (
-    BackboneShape,
-    Method,
-    MethodConfig,
-    ParameterSpec,
-    Role,
-    Site,
-    SiteCall,
-    check_layers,
-    in_layers,
-    with_roles,
-)
+from fleetune.methods.base import BackboneShape, Method, MethodConfig, ParameterSpec, Role, Site, SiteCall
+from fleetune.methods.targets import check_layers, in_layers, with_roles
 
 if TYPE_CHECKING:
     from torch import Tensor

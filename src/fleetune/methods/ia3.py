@@ -6,17 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fleetune.errors import MethodError
-from fleetune.methods.base import (
-    BackboneShape,
-    Method,
-    MethodConfig,
-    ParameterSpec,
-    Site,
-    SiteCall,
-    match_targets,
-    with_roles,
-)
+from fleetune.methods.base import BackboneShape, Method, MethodConfig, ParameterSpec, Site, SiteCall
 from fleetune.methods.registry import register
+from fleetune.methods.targets import match_targets, with_roles
 
 if TYPE_CHECKING:
     from torch import Tensor

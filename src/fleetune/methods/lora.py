@@ -9,21 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from fleetune.errors import MethodError
-from fleetune.methods.base import (
-    BackboneShape,
-    Method,
-    MethodConfig,
-    ParameterSpec,
-    Role,
-    Site,
-    SiteCall,
-    check_layers,
-    in_layers,
-    is_target,
-    match_targets,
-    with_roles,
-)
+from fleetune.methods.base import BackboneShape, Method, MethodConfig, ParameterSpec, Role, Site, SiteCall
 from fleetune.methods.registry import register
+from fleetune.methods.targets import check_layers, in_layers, is_target, match_targets, with_roles
 
 if TYPE_CHECKING:
     import numpy as np

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from fleetune.methods.baseline import Baseline
 if TYPE_CHECKING:
     from fleetune.engine.backbone import Backbone
     from fleetune.engine.trial import TrialSpec
+    from fleetune.lab.plan import Trial
 
 
 NO_MODEL = BackboneFacts(None, None, None, None)
@@ -60,9 +61,13 @@ class LocalExecutor:
         return self._backbone
 
 
-def facts_of(backbone: Backbone, specs: Iterable[TrialSpec] = ()) -> BackboneFacts:
-    """Returns what the ledger keeps of a loaded backbone, and of how the trials over it are stepped."""
+def facts_of(backbone: Backbone, specs: Sequence[TrialSpec | Trial] = ()) -> BackboneFacts:
+    """Returns what the ledger keeps of a loaded backbone, and of how the trials over it are laid out and stepped."""
     from fleetune.engine.optimizers import optimizer_notes
 
-    notes = *backbone.notes, *optimizer_notes(spec.training for spec in specs)
-    return BackboneFacts(backbone.layout, backbone.layout_reason, backbone.precision, backbone.model_hash, notes)
+    layout, reason = backbone.layout, backbone.layout_reason
+    if specs:
+        layout, reason = backbone.layout_for(specs[0].method)
+    own = [] if layout == backbone.layout else [f"Layout: {reason}."]
+    notes = *backbone.notes, *own, *optimizer_notes(spec.training for spec in specs)
+    return BackboneFacts(layout, reason, backbone.precision, backbone.model_hash, notes)
