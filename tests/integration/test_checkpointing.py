@@ -12,6 +12,7 @@ import transformers
 
 from fleetune import memory
 from fleetune.engine import fleet as fleet_module
+from fleetune.engine.architecture import ARCHITECTURES as KNOWN
 from fleetune.engine.backbone import Backbone, load_backbone
 from fleetune.engine.config import BackboneConfig, TrainingConfig
 from fleetune.engine.events import Stepped
@@ -64,6 +65,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_same_losses_and_tensors(architecture, layout, counted):
     specs = mixed_specs(architecture, least=4)[:6]
+    if layout == "packed" and KNOWN[architecture].relative is not None:
+        pytest.skip("it takes padded texts alone")
     backbone = tiny_backbone(architecture, layout=layout)
     counted.clear()
     expected = losses_and_tensors(backbone, specs)

@@ -145,7 +145,7 @@ def _peft_model(case: Case, model: Any, start: dict[str, torch.Tensor]) -> Any:
     # As a shell, one that trained all biases would have trained the head's frozen twin as well.
     left = {name for name in start if not re.search("::(started|sensitivity|uncertainty|kept|vera_[AB])", name)}
     for name, parameter in wrapped.named_parameters():
-        if ".original_module." in name:
+        if ".original_module." in name or ".ranknum." in name:
             parameter.requires_grad_(False)
         if not parameter.requires_grad:
             continue

@@ -58,7 +58,8 @@ def test_gradients_are_those_of_hugging_face(architecture: str) -> None:
     model = plain_model(architecture).eval()
     # Rotary positions, RMS norms and eager softmax are fp32 in Hugging Face's code, and DeBERTa's scale is.
     tolerance = 1e-10 if architecture == "mpnet" else 5e-6
-    for kind in fitting_methods(backbone):
+    # What a family changes is its modules; how each method acts on them is held to plain models elsewhere.
+    for kind in sorted({"lora", "ia3", "bitfit", "norm", "full", "head"} & set(fitting_methods(backbone))):
         one = spec(kind)
         tensors = moved(backbone, one)
         logits, gradients = fleet_results(backbone, one, tensors)

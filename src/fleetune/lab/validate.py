@@ -86,8 +86,10 @@ def is_one_value(annotation: Any, value: list[Any]) -> bool:
 
     It is where the field takes lists, unless it is a list of lists, or of words that each are a value by themselves.
     """
-    if not value or not takes_list(annotation) or any(isinstance(entry, list) for entry in value):
+    if not takes_list(annotation) or any(isinstance(entry, list) for entry in value):
         return False
+    if not value:
+        return True
     words = _words(annotation)
     return not all(isinstance(entry, str) and entry in words for entry in value)
 
