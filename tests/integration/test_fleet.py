@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from fleetune.engine.events import Evaluated, Event, Failed, Finished, Stepped
 from fleetune.engine.fleet import Fleet, FleetData
 from fleetune.engine.layout import Pack
 from fleetune.engine.trial import TrialSpec
+from fleetune.errors import RecipeError
 from fleetune.methods import all_methods
-from tests.tiny import random_data, spec, tiny_backbone
+from tests.tiny import random_data, random_tokens, spec, tiny_backbone
 
 MIXED = [
     spec("lora", 0, {"dropout": 0.2}, epochs=4),
@@ -244,3 +246,13 @@ def test_a_text_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Backbone, "logits", never)
     with pytest.raises(torch.OutOfMemoryError):
         train(MIXED[:1], random_data())
+
+
+def test_texts_longer_than_the_backbone_takes_are_refused_at_once() -> None:
+    data = random_data()
+    backbone = tiny_backbone("roberta")
+    limit = backbone.max_positions
+    assert limit == 64
+    longest = random_tokens(len(data.labels), longest=2 * limit)
+    with pytest.raises(RecipeError, match="max_tokens = 64"):
+        Fleet(backbone, [spec("lora")], replace(data, tokens=longest))

@@ -62,12 +62,19 @@ def check_positions(backbone: Backbone, specs: Sequence[TrialSpec], tokens: Toke
     """Does nothing if the longest text and what methods put to it fit the backbone's positions.
 
     Raises:
-        RecipeError: If a method puts tokens or a prefix to a text that has no room for them.
+        RecipeError: If a text is too long, or has no room for the tokens or the prefix that a method puts to it.
     """
     limit, longest = backbone.max_positions, int(tokens.longest_sequences.max(initial=0))
+    if limit is None:
+        return
+    if longest > limit:
+        raise RecipeError(
+            f"a text has {longest} tokens, and {backbone.config.model} takes {limit}.\n"
+            f'Type: max_tokens = {limit} in [data]; long_texts = "windows" reads the rest too'
+        )
     for method in (spec.method for spec in specs):
         more = method.virtual_tokens + method.prefix_tokens
-        if more and limit is not None and longest + more > limit:
+        if longest + more > limit:
             raise RecipeError(
                 f"a text has {longest} tokens, {method.kind} puts {more} to it, and this backbone takes {limit}.\n"
                 f"Type: max_tokens = {max(1, limit - more)}, or give {method.kind} fewer num_virtual_tokens"

@@ -99,7 +99,7 @@ class Baseline(Method):
     """Whether it learns nothing by intent, so that one answer for every text is no failure."""
     training_fields: ClassVar[tuple[str, ...]] = ()
     """Which settings of `[training]` it heeds; the others say nothing to it."""
-    tried_texts: ClassVar[int] = 2000
+    tried_texts: ClassVar[int] = 500
     """On how many texts a forecast tries it."""
 
     def check_labels(self, label_names: Sequence[str], multi_label: bool, pairs: bool) -> None:

@@ -205,8 +205,9 @@ def _cross_validated(features: Any, targets: _Targets) -> float:
     Strengths are tried from the strongest penalty on, until the loss rises.
     """
     folds = _folds(targets)
-    fold_texts = max(1, int((folds == 0).sum()))
-    used = range(min(FOLDS, -(-ENOUGH_HELD_OUT // fold_texts)))
+    # One strength serves all labels, so each label of a held-out text says something about it.
+    decisions = max(1, int((folds == 0).sum()) * len(targets.columns))
+    used = range(min(FOLDS, -(-ENOUGH_HELD_OUT // decisions)))
     best, lowest = STRENGTHS[0], np.inf
     for strength in STRENGTHS:
         loss = sum(_held_out_loss(features, targets, folds, fold, strength) for fold in used)
