@@ -106,7 +106,9 @@ def test_a_baseline_is_never_exported_and_a_better_one_is_named(beside: Path, tm
             export_trial(folder, wanted, tmp_path / "bundle")
         assert len(str(caught.value).splitlines()) == 1
     saved = export_trial(folder, "best", tmp_path / "bundle")
-    assert saved.remark is not None and "the baseline tfidf is better on validation: accuracy 1.0000" in saved.remark
+    assert (
+        saved.remark is not None and "the baseline tfidf is better on validation: mean accuracy 1.0000" in saved.remark
+    )
     assert export_trial(folder, "head", tmp_path / "other").remark is None
 
 

@@ -177,17 +177,14 @@ def _best(done: list[TrialResult]) -> TrialResult:
 
 
 def _better_baseline(results: RunResults, chosen: TrialResult) -> str | None:
-    """Returns a remark where a baseline on the same data is better on validation than the trial chosen."""
-    rivals = [
-        trial
-        for trial in results.trials
-        if trial.status == "done" and trial.data == chosen.data and is_baseline(trial.kind)
-    ]
-    best = max(rivals, key=validation_score, default=None)
-    if best is None or validation_score(best) <= validation_score(chosen):
+    """Returns a remark where a baseline on the same data is better on validation than the chosen seeds' mean."""
+    done = [trial for trial in results.trials if trial.status == "done" and trial.data == chosen.data]
+    own = fmean(validation_score(trial) for trial in done if trial.configuration == chosen.configuration)
+    best = max((trial for trial in done if is_baseline(trial.kind)), key=validation_score, default=None)
+    if best is None or validation_score(best) <= own:
         return None
-    own, other = (abs(validation_score(trial)) for trial in (chosen, best))
-    return f"the baseline {best.method} is better on validation: {best.metric} {other:.4f} against {own:.4f}"
+    against = f"{abs(validation_score(best)):.4f} against {abs(own):.4f}"
+    return f"the baseline {best.method} is better on validation: mean {best.metric} {against}"
 
 
 def _best_tensors(folder: Path) -> dict[str, Tensor]:

@@ -121,10 +121,12 @@ class ZeroShot(Baseline):
         if self.uses_continuations(model) and not model.generates:
             raise MethodError('zero_shot: this model has no head that scores the next token; set score = "cosine"')
         names = self.label_texts(task.label_names)
-        score = self._by_continuation if self.uses_continuations(model) else self._by_cosine
+        by_continuation = self.uses_continuations(model)
+        score = self._by_continuation if by_continuation else self._by_cosine
         bias: Logits | float = 0.0
         if self.config.calibrate:
-            nothing = list(CONTENT_FREE)
+            # No text at all has a place in a prompt, but not every model has a vector for it.
+            nothing = [text for text in CONTENT_FREE if text or by_continuation]
             given = GivenTexts(nothing, None if task.texts.second is None else nothing)
             bias = _mean_preference(score(model, given, names, task.multi_label), task.multi_label)
 
