@@ -93,6 +93,8 @@ class Experiment:
     ) -> None:
         if (recipe is None) == (data is None):
             raise RecipeError("Experiment takes a recipe, or data with methods; got both or neither")
+        if recipe is not None and (text or label or methods or training or seeds is not None or track):
+            raise RecipeError("Experiment takes everything but out from the recipe; write the rest into its tables")
         self.folder = Path(out) if out is not None else Path("runs") / "experiment"
         if isinstance(recipe, str | Path):
             self.recipe = load_recipe(Path(recipe))

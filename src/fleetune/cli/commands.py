@@ -95,7 +95,9 @@ def run_recipe(recipe: Recipe, path: Path, out: Path | None, executor: str, as_j
         if result.report is not None:
             print_line(f"report: {result.report}")
         if any(row.scores and not row.is_baseline for row in result.comparison.rows):
-            print_line(f"Next: fleetune export {shlex.quote(str(folder))} best --to my-classifier")
+            names = [data.name for data in recipe.data]
+            wanted = "best" if len(names) == 1 else shlex.quote(names[0])
+            print_line(f"Next: fleetune export {shlex.quote(str(folder))} {wanted} --to my-classifier")
     if result.summary.failed:
         hint = f"Type: fleetune status {shlex.quote(str(folder))}"
         print_error(f"{result.summary.failed} trials failed\n{hint}")

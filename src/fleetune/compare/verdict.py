@@ -37,8 +37,9 @@ def reference_row(rows: Sequence[Row], metric: str) -> Row | None:
     A baseline needs no second seed.
     """
     usable = [row for row in rows if math.isfinite(row.mean) and not row.degenerate]
+    spread_known = any(row.has_known_spread for row in usable if not row.is_baseline)
     best: Row | None = None
-    for row in [row for row in usable if row.has_known_spread] or usable:
+    for row in [row for row in usable if row.has_known_spread or not spread_known]:
         if best is None or is_better(metric, row.mean, best.mean):
             best = row
     return best

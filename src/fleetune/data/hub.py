@@ -19,6 +19,7 @@ SPLIT_NAMES: dict[SplitName, tuple[str, ...]] = {
     "test": ("test", "test_matched"),
 }
 UNLABELLED = -1
+CONVERTED = "refs/convert/"
 
 
 def is_saved_folder(path: Path) -> bool:
@@ -57,7 +58,10 @@ def read_hub(config: DataConfig) -> dict[SplitName, Table]:
     failures = []
     for repository, configuration in _candidates(name):
         try:
-            loaded = datasets.load_dataset(repository, configuration, revision=config.revision)
+            # Where the hub has converted a data set, its configurations are folders.
+            converted = str(config.revision).startswith(CONVERTED)
+            named = {"data_dir" if converted else "name": configuration}
+            loaded = datasets.load_dataset(repository, revision=config.revision, **named)
         except Exception as error:  # noqa: BLE001 - the hub's client has a dozen types for "absent" and "unreachable"
             failures.append(error)
             continue

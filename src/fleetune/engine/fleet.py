@@ -70,7 +70,7 @@ def check_positions(backbone: Backbone, specs: Sequence[TrialSpec], tokens: Toke
     if longest > limit:
         raise RecipeError(
             f"a text has {longest} tokens, and {backbone.config.model} takes {limit}.\n"
-            f'Type: max_tokens = {limit} in [data]; long_texts = "windows" reads the rest too'
+            f"Type: max_tokens = {limit} in [data]"
         )
     for method in (spec.method for spec in specs):
         more = method.virtual_tokens + method.prefix_tokens

@@ -75,7 +75,7 @@ def _named_trial(results: RunResults, wanted: str) -> TrialResult:
         trained = [trial for trial in done if not is_baseline(trial.kind)]
         return _best_of_one_data_set(trained or done, wanted)
     named = [trial for trial in done if wanted in (trial.method, f"{trial.method} seed {trial.seed}")]
-    named = named or [trial for trial in done if trial.data == wanted]
+    named = named or [trial for trial in done if trial.data == wanted and not is_baseline(trial.kind)]
     if named:
         return _best_of_one_data_set(named, wanted)
     matching = [trial for trial in done if trial.id.startswith(wanted)]
@@ -138,7 +138,7 @@ def export_trial(run: Path, trial_id: str, to: Path, merge: bool = False) -> Exp
     )
     size = sum(file.stat().st_size for file in to.rglob("*") if file.is_file())
     name = f"{trial.method} seed {trial.seed}"
-    remark = _better_baseline(results, trial) if trial_id == BEST else None
+    remark = _better_baseline(results, trial) if trial_id in (BEST, trial.data) else None
     return ExportReport(trial.id, name, to, difference or 0.0, size, remark, _note(config, merge))
 
 

@@ -19,7 +19,7 @@ from fleetune.lab.folder import RunFolder
 from fleetune.lab.inputs import Inputs, gather_inputs
 from fleetune.lab.ledger import Ledger
 from fleetune.lab.plan import Trial
-from fleetune.lab.recipe import TRACK, Recipe, resolved
+from fleetune.lab.recipe import TRACK, Document, Recipe, resolved
 from fleetune.lab.signals import RunInterrupted
 from fleetune.runtime import environment
 
@@ -57,7 +57,7 @@ def open_ledger(place: RunFolder, inputs: Inputs, command: str | None) -> Iterat
             if not known:
                 _freeze(place, inputs, ledger, command)
             elif _has_other_trackers(place, inputs.recipe):
-                _freeze_recipe(place, inputs.recipe, ledger)
+                _freeze_document(place, _with_trackers(_frozen(place), inputs.recipe), ledger)
             yield ledger
         except BaseException as error:
             stopped = isinstance(error, RunInterrupted | KeyboardInterrupt)
@@ -96,9 +96,18 @@ def _freeze(place: RunFolder, inputs: Inputs, ledger: Ledger, command: str | Non
 
 
 def _freeze_recipe(place: RunFolder, recipe: Recipe, ledger: Ledger) -> None:
-    frozen = resolved(recipe)
+    _freeze_document(place, resolved(recipe), ledger)
+
+
+def _freeze_document(place: RunFolder, frozen: Document, ledger: Ledger) -> None:
     write_whole(place.recipe, tomli_w.dumps(frozen).encode())
     ledger.set_meta(recipe=frozen)
+
+
+def _with_trackers(frozen: Document, recipe: Recipe) -> Document:
+    """Returns the frozen recipe with the trackers of `recipe`; the names in it are those of the ledger, and stay."""
+    rest = {key: value for key, value in frozen.items() if key != TRACK}
+    return ({TRACK: list(recipe.track)} if recipe.track else {}) | rest
 
 
 def _has_other_trackers(place: RunFolder, recipe: Recipe) -> bool:

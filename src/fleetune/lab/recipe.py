@@ -26,6 +26,8 @@ TABLES = ("data", "backbone", "training", "method")
 TRACK = "track"
 OWN_KEYS = ("kind", "name", "seeds", "data", "backbone")
 DEFAULT_SEEDS = 3
+JUDGING = ("metric", "thresholds")
+"""Training settings by which predictions are judged, whoever made them."""
 NO_SEEDS = (0,)
 """Of a baseline, which gives the same each time: further seeds would pass off one result for several."""
 EMBEDDED = "embedded:"
@@ -209,7 +211,9 @@ def _check_metrics(data: tuple[DataConfig, ...], source: str) -> None:
 def _require_methods(
     data: Sequence[DataConfig], backbones: Sequence[BackboneConfig], entries: Sequence[MethodEntry], source: str
 ) -> None:
-    used = [(one.name, other.name) for one in data for other in backbones for entry in entries
+    # What reads no model stands under one backbone, and asks for none.
+    asking = [entry for entry in entries if len(backbones) == 1 or methods.reads_model(entry.kind)]
+    used = [(one.name, other.name) for one in data for other in backbones for entry in asking
             if entry.takes(one.name, other.name)]  # fmt: skip
     for key, configs, place in (("data", data, 0), ("backbone", backbones, 1)):
         for config in configs:
@@ -305,7 +309,7 @@ def heeded_settings(method: Method, training: TrainingConfig) -> Document:
 
 def _heeded(method_class: type[Method]) -> tuple[str, ...]:
     if issubclass(method_class, Baseline):
-        return (*method_class.training_fields, "metric")
+        return (*method_class.training_fields, *JUDGING)
     return tuple(TrainingConfig.model_fields)
 
 
@@ -315,10 +319,12 @@ def _refuse_unheeded(table: Document, baseline: type[Baseline], place: str) -> N
     Raises:
         RecipeError: If it has one, or seeds.
     """
-    heeded = ("kind", "name", "metric", *baseline.Config.model_fields, *baseline.training_fields)
+    heeded = (*baseline.Config.model_fields, *_heeded(baseline))
     for key in table:
-        if key not in heeded:
-            raise RecipeError(f"{place}.{key}: a baseline trains no model and gives the same each time; take {key} out")
+        if key == "seeds":
+            raise RecipeError(f"{place}.seeds: a baseline gives the same each time; take seeds out")
+        if key not in heeded and key not in OWN_KEYS:
+            raise RecipeError(f"{place}.{key}: a baseline has no {key}; it heeds: {', '.join(heeded)}")
 
 
 def _method_class(kind: str, place: str) -> type[Method]:

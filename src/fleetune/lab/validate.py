@@ -75,6 +75,8 @@ def refuse_unknown(fields: Iterable[str], known: Iterable[str], place: str) -> N
 
 def unknown_key(key: str, known: Iterable[str], place: str) -> str:
     """Returns the line about `key`, which `place` does not know."""
+    if key == "track":
+        return f"{place}.track: track stands above all tables; move it to the beginning"
     names = list(known)
     near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'?" if near else f"known there: {', '.join(names)}"

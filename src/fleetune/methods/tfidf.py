@@ -31,7 +31,10 @@ Range = tuple[int, int]
 
 @register("tfidf", source="Spärck Jones, 1972; Wang & Manning, 2012, ACL P12-2018; scikit-learn")
 class TfIdf(Baseline):
-    """Fits a logistic regression on TF-IDF features of words and characters."""
+    """Fits a logistic regression on TF-IDF features of words and characters.
+
+    It reads texts whole, whatever `max_tokens` says.
+    """
 
     training_fields = ("class_weights",)
 

@@ -36,7 +36,10 @@ Logits = NDArray[np.float64]
     "Reimers & Gurevych, 2019, arXiv:1908.10084",
 )
 class ZeroShot(Baseline):
-    """Scores label texts as continuations of a prompt, or by the cosine of their vectors to the text's."""
+    """Scores label texts as continuations of a prompt, or by the cosine of their vectors to the text's.
+
+    Texts are cut at their head to `max_tokens`, whatever `long_texts` says.
+    """
 
     reads_model = True
     training_fields = ("precision",)

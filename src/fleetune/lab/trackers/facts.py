@@ -17,6 +17,7 @@ from fleetune.lab.ledger import LedgerReader
 from fleetune.lab.plan import Trial
 from fleetune.lab.results import load_trial
 from fleetune.lab.trackers.base import Draw, Ending, Picture, TrackedRun, TrackedTrial
+from fleetune.methods import reads_model
 
 KEY_DIGITS = 8
 
@@ -44,11 +45,12 @@ def tracked_trial(trial: Trial, parameters: dict[str, int], backbone: BackboneFa
         "seed": trial.seed,
         "method": trial.method.kind,
         "settings": trial.method.settings,
-        "training": trial.training.model_dump(mode="json"),
+        "training": trial.training_settings,
         "data": trial.data.model_dump(mode="json", exclude_none=True),
-        "backbone": trial.backbone.model_dump(mode="json", exclude_none=True),
         "parameters": parameters,
     }
+    if reads_model(trial.method.kind):
+        configuration["backbone"] = trial.backbone.model_dump(mode="json", exclude_none=True)
     if backbone is not None:
         configuration |= {"layout": backbone.layout, "precision": backbone.precision, "model_hash": backbone.model_hash}
     return TrackedTrial(trial.id, trial.label, json.loads(json.dumps(configuration, default=str)))
