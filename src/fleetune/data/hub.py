@@ -58,15 +58,19 @@ def read_hub(config: DataConfig) -> dict[SplitName, Table]:
     failures = []
     for repository, configuration in _candidates(name):
         try:
-            # Where the hub has converted a data set, its configurations are folders.
-            converted = str(config.revision).startswith(CONVERTED)
-            named = {"data_dir" if converted else "name": configuration}
-            loaded = datasets.load_dataset(repository, revision=config.revision, **named)
+            loaded = _loaded(datasets, repository, configuration, config.revision)
         except Exception as error:  # noqa: BLE001 - the hub's client has a dozen types for "absent" and "unreachable"
             failures.append(error)
             continue
         return _tables(name, loaded, config)
     raise DataError(_hub_message(name, failures)) from None
+
+
+def _loaded(datasets: Any, repository: str, configuration: str | None, revision: str | None) -> Any:
+    # Where the hub has converted a data set, its configurations are folders.
+    if revision is not None and revision.startswith(CONVERTED):
+        return datasets.load_dataset(repository, data_dir=configuration, revision=revision)
+    return datasets.load_dataset(repository, configuration, revision=revision)
 
 
 def _candidates(name: str) -> list[tuple[str, str | None]]:

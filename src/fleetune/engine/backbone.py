@@ -124,7 +124,7 @@ class Backbone:
         Raises:
             ValueError: If one of the trials cannot share the modules with another.
         """
-        if self._installation is not None or (method.installs and self._modules):
+        if self._installation is not None or (method.installs and (self._modules or self._prefixes)):
             raise ValueError(f"a trial of {method.kind} cannot be put beside another: one of them changes the modules")
         if method.installs:
             self._installation = install_trial(self, method, parameters)

@@ -44,6 +44,7 @@ def _checkpointed(forward: Callable[..., Any], state: ForwardState) -> Callable[
             # The backward pass may run in a thread of its own, and runs when the forward pass has ended.
             return nullcontext(), state.resumed(passage)
 
-        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, context_fn=contexts, **kwargs)
+        # What PEFT's own modules draw from torch's generator must be drawn again as it was.
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=True, context_fn=contexts, **kwargs)
 
     return layer

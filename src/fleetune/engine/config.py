@@ -84,7 +84,7 @@ class TrainingConfig(BaseModel):
     """`focal` gives texts that are already answered well less weight; multi-label, both are taken label by label."""
     focal_gamma: float = Field(default=2.0, ge=0.0)
     """How much less weight focal loss gives them; at 0 it is the cross entropy."""
-    class_weights: Literal["none", "balanced"] | tuple[Weight, ...] = "none"
+    class_weights: Literal["none", "balanced"] | Annotated[tuple[Weight, ...], Field(min_length=1)] = "none"
     """`balanced` weighs each class by the inverse of its frequency in training; or a list of numbers, one a label.
     Multi-label, a label's positives are weighed."""
     thresholds: Literal["tuned"] | Annotated[float, Field(gt=0.0, lt=1.0)] = "tuned"

@@ -154,9 +154,15 @@ class Fleet:
         Closing the iterator saves every trial that is under way.
         """
         running = list(self.trials)
-        for trial in running:
-            trial.resume()
-            self._attach(trial)
+        try:
+            for trial in running:
+                trial.resume()
+                self._attach(trial)
+        except BaseException:
+            # Nothing is saved: what was not yet resumed would take the place of what was.
+            for trial in self.trials:
+                self._detach(trial)
+            raise
         try:
             while running:
                 if owed := [trial for trial in running if trial.owes_evaluation]:

@@ -175,9 +175,13 @@ def install_trial(backbone: Backbone, method: Method, parameters: Placed) -> Ins
     layout, reason = backbone.layout_for(method)
     installation = Installation(backbone.model, method, backbone.shape, state=backbone.state, checks=False)
     installation.plain_layout = backbone.layout, backbone.layout_reason
-    installation.put(parameters)
-    backbone.layout, backbone.layout_reason = layout, reason
-    backbone.use_layout(layout)
+    try:
+        installation.put(parameters)
+        backbone.layout, backbone.layout_reason = layout, reason
+        backbone.use_layout(layout)
+    except BaseException:
+        remove_trial(backbone, installation)
+        raise
     return installation
 
 
@@ -202,9 +206,10 @@ def layout_with(backbone: Backbone, method: Method) -> tuple[Layout, str]:
             f"{_title(method)} makes something of the weights each time it is loaded, which rounded weights change.\n"
             'Set precision = "fp32"'
         )
-    bare = _difference(backbone, backbone.layout)[0]
-    installation = Installation(backbone.model, method, backbone.shape, state=backbone.state)
+    installation = None
     try:
+        bare = _difference(backbone, backbone.layout)[0]
+        installation = Installation(backbone.model, method, backbone.shape, state=backbone.state)
         own, allowed = _worst(backbone, installation, backbone.layout, bare)
         if own <= allowed:
             return backbone.layout, backbone.layout_reason
@@ -213,7 +218,8 @@ def layout_with(backbone: Backbone, method: Method) -> tuple[Layout, str]:
             if padded <= allowed:
                 return "padded", f"with {_title(method)} the packed layout differs by {own:.1e} of the largest value"
     finally:
-        installation.remove()
+        if installation is not None:
+            installation.remove()
         backbone.use_layout(backbone.layout)
     raise MethodError(
         f"with {_title(method)} a text's output depends on the other texts of its batch, by {own:.1e} of the largest "

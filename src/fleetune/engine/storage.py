@@ -89,6 +89,11 @@ def refuse_quantized_weights(method: Method, shape: BackboneShape, config: Backb
     """
     if config.quantize == "none":
         return
+    if method.installs:
+        raise MethodError(
+            f'{method.kind} puts modules of its own over plain weights, and quantize = "{config.quantize}" leaves '
+            'none.\nSet quantize = "none" for it, or take a method of Fleetune\'s own, such as lora'
+        )
     for site in method.sites(shape):
         spec = method.parameters(site).get("weight")
         if is_quantized(site) and spec is not None and spec.initial == "frozen":

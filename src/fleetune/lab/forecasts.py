@@ -127,5 +127,6 @@ def _kind(trial: Trial, backbone: Backbone, together: int) -> tuple[object, ...]
     sites = tuple(site.name for site in trial.method.sites(backbone.shape))
     drops = training.backbone_dropout, bool(trial.method.settings.get("dropout"))
     memory = training.gradient_checkpointing, training.optimizer
+    own = trial.method.virtual_tokens, trial.method.prefix_tokens, trial.method.settings.get("dora")
     installed = str(trial.method.settings) if trial.method.installs else ""
-    return trial.method.kind, installed, sites, training.batch_size, memory, drops, together
+    return trial.method.kind, own, installed, sites, training.batch_size, memory, drops, together

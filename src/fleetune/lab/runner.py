@@ -15,7 +15,7 @@ from fleetune.engine.events import Evaluated, Event, Failed, Finished, Stepped
 from fleetune.engine.fleet import FleetData, is_out_of_memory
 from fleetune.engine.optimizers import optimizer_notes
 from fleetune.engine.trial import TrialSpec
-from fleetune.errors import UserError
+from fleetune.errors import MethodError, RecipeError, UserError
 from fleetune.lab.executors.base import BackboneFacts, Executor, FleetJob
 from fleetune.lab.executors.local import LocalExecutor
 from fleetune.lab.folder import RunFolder
@@ -122,14 +122,16 @@ class _Run:
             for event in self._events(number, fleet, todo):
                 if isinstance(event, Finished | Failed):
                     running.discard(event.trial)
-        except (UserError, RunInterrupted):
-            raise
+        except (UserError, RunInterrupted) as error:
+            # What does not fit one fleet must not stop the others; where nothing is trained yet, it is said at once.
+            fitting = isinstance(error, MethodError | RecipeError) and "done" in self.ledger.statuses().values()
+            if not fitting:
+                raise
+            self._fail(running, error)
         except Exception as error:  # noqa: BLE001  memory ran out, or a fault of ours: the other fleets go on
             too_large = is_out_of_memory(error) and len(running) > 1
-            reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-            for trial_id in [] if too_large else sorted(running):
-                self.ledger.fail_trial(trial_id, reason)
-                self.watch(Failed(trial_id, 0, reason))
+            if not too_large:
+                self._fail(running, error)
         if too_large:
             # Not in the handler: the error holds the fleet that is too large.
             give_back()
@@ -138,6 +140,13 @@ class _Run:
             self.watch(Said(f"memory does not suffice for {len(left)} trials together: they go on in two fleets"))
             self._train(number, fleet, left[:middle])
             self._train(number, fleet, left[middle:])
+
+    def _fail(self, trials: set[str], error: Exception) -> None:
+        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        reason = said.strip().splitlines()[0]
+        for trial_id in sorted(trials):
+            self.ledger.fail_trial(trial_id, reason)
+            self.watch(Failed(trial_id, 0, reason))
 
     def _events(self, number: int, fleet: FleetPlan, todo: list[Trial]) -> Iterator[Event]:
         """Yields what happens in the fleet, each event after it is in the ledger."""

@@ -53,9 +53,7 @@ class BitFit(Method):
         self, x: Tensor, output: Tensor, parameters: Mapping[str, Tensor], site: Site, call: SiteCall
     ) -> Tensor:
         """Returns the output with the trial's bias in the place of the frozen one."""
-        shift = parameters["bias"] - call.frozen("bias")
-        # A convolution's channels come before its positions.
-        return output + (shift[:, None] if site.kind == "convolution" else shift)
+        return shifted(output, parameters["bias"] - call.frozen("bias"), site)
 
     def merged(self, parameters: Mapping[str, Tensor], site: Site, frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(parameters)
@@ -63,3 +61,8 @@ class BitFit(Method):
 
 def _role(site: Site) -> str:
     return "norm" if site.kind == "norm" else site.role
+
+
+def shifted(output: Tensor, shift: Tensor, site: Site) -> Tensor:
+    """Returns a site's output with `shift` `(out_features,)` added; a convolution's channels come first."""
+    return output + (shift[:, None] if site.kind == "convolution" else shift)

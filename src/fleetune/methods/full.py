@@ -66,7 +66,7 @@ class Full(Method):
 
 
 def _depth(site: Site) -> int:
-    """Returns the number of the site's layer; -1 for embeddings, the number of layers for what follows the last."""
+    """Returns the site's layer; -1 for what all layers read, the number of layers for what follows them."""
     if site.layer is not None:
         return site.layer
-    return -1 if "embed" in site.name else site.num_layers
+    return -1 if "embed" in site.name or ".encoder." in site.name else site.num_layers

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fleetune.errors import MethodError
 from fleetune.methods.base import BackboneShape, Method, MethodConfig, ParameterSpec, Site, SiteCall
 from fleetune.methods.registry import register
-from fleetune.methods.targets import match_targets, with_roles
+from fleetune.methods.targets import is_target, match_targets, with_roles
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,17 +35,21 @@ class IA3(Method):
     def sites(self, shape: BackboneShape) -> list[Site]:
         """Returns the targets; key, value and the feed-forward's last linear module by default."""
         if self.config.target_modules is not None:
-            return match_targets(shape, self.config.target_modules)
-        sites = with_roles(shape, "key", "value", "query_key_value", "feed_forward_out")
+            sites = match_targets(shape, self.config.target_modules)
+        else:
+            sites = with_roles(shape, "key", "value", "query_key_value", "feed_forward_out")
         if not sites:
-            raise MethodError(f"ia3 has no default targets for {shape.model_type}; name them: target_modules = […]")
+            raise MethodError(f"ia3 has no targets in this {shape.model_type}; name them: target_modules = […]")
+        for name in self.config.feedforward_modules or ():
+            if not any(is_target(site, (name,)) for site in sites):
+                raise MethodError(f"feedforward_modules: '{name}' is none of the targets; add it to target_modules")
         return sites
 
     def rescales_input(self, site: Site) -> bool:
         """Returns whether the vector acts on the site's input; else it acts on its output."""
         if self.config.feedforward_modules is None:
             return site.role == "feed_forward_out"
-        return any(site.name == name or site.name.endswith("." + name) for name in self.config.feedforward_modules)
+        return is_target(site, self.config.feedforward_modules)
 
     def parameters(self, site: Site) -> dict[str, ParameterSpec]:
         """Returns one vector of ones."""

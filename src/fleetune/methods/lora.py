@@ -10,6 +10,7 @@ from pydantic import Field
 
 from fleetune.errors import MethodError
 from fleetune.methods.base import BackboneShape, Method, MethodConfig, ParameterSpec, Role, Site, SiteCall
+from fleetune.methods.bitfit import shifted
 from fleetune.methods.registry import register
 from fleetune.methods.targets import check_layers, in_layers, is_target, match_targets, with_roles
 
@@ -131,7 +132,8 @@ class LoRA(Method):
         if self.config.start == "olora":
             left, right = torch.linalg.qr(weight)
             # PEFT leaves the scale out of the factors and takes the scaled product off the weight; so do we.
-            return right[:rank], left[:, :rank]
+            # Copies: the whole factors are as large as the weight.
+            return right[:rank].clone(), left[:, :rank].clone()
         if self.config.start == "pissa":
             left, lengths, right = torch.linalg.svd(weight, full_matrices=False)
             root = (lengths[:rank] / self.scale).sqrt()
@@ -148,7 +150,7 @@ class LoRA(Method):
         if A in parameters:
             update = self._update(x, parameters, call)
             output = self._rescaled(output, update, parameters, site, call) if self.config.dora else output + update
-        return output + (parameters["bias"] - call.frozen("bias")) if "bias" in parameters else output
+        return shifted(output, parameters["bias"] - call.frozen("bias"), site) if "bias" in parameters else output
 
     def _update(self, x: Tensor, parameters: Mapping[str, Tensor], call: SiteCall) -> Tensor:
         down = call.dropout(x, self.config.dropout) @ parameters[A].T

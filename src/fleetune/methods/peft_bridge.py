@@ -134,7 +134,7 @@ class Peft(Method):
 
     def is_exact_in(self, precision: str) -> bool:
         """Returns whether what it makes from the frozen weights is the same in `precision` as when it is loaded."""
-        return self.peft_type not in ONLY_IN_FP32 or precision == "fp32"
+        return self.peft_type not in ONLY_IN_FP32 or precision != "bf16"
 
     def merged_module(self, module: nn.Module, site: Site) -> dict[str, Tensor] | None:
         """Returns the parameters of a plain module that computes as PEFT's `module` does; None if there is none.
