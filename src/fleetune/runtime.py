@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import logging
 import os
 import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,3 +97,23 @@ def _processor_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+@contextmanager
+def bitsandbytes_alone() -> Iterator[None]:
+    """Lets bitsandbytes be imported, by peft too, without what that would do besides.
+
+    On processors with AVX512-BF16 the import downloads compiled code from the hub where the package `kernels` is
+    installed, and complains where it is not. Nothing here uses that code.
+    """
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    level, kernels = logger.level, sys.modules.get("kernels")
+    logger.setLevel(logging.ERROR)
+    sys.modules["kernels"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        del sys.modules["kernels"]
+        if kernels is not None:
+            sys.modules["kernels"] = kernels

@@ -16,9 +16,10 @@ from fleetune.bundle.plain import plain_model, quiet
 from fleetune.engine.architecture import architecture_of
 from fleetune.engine.backbone import Backbone, load_backbone
 from fleetune.engine.evaluation import trial_logits
-from fleetune.engine.quantize import import_bitsandbytes, round_weights
+from fleetune.engine.quantize import round_weights
 from fleetune.errors import ExportMismatchError
 from fleetune.methods.base import Method
+from fleetune.runtime import bitsandbytes_alone
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,8 +113,8 @@ def _reload(bundle: Bundle, backbone_folder: Path) -> Any:
     model = plain_model(backbone_folder, config)
     round_weights(model, architecture_of(config.model_type).base, bundle.manifest.backbone.quantize)
     if bundle.manifest.form == "adapter":
-        import_bitsandbytes()
-        import peft
+        with bitsandbytes_alone():
+            import peft
 
         with quiet():
             return peft.PeftModel.from_pretrained(model, str(folder), torch_device="cpu").eval()

@@ -9,9 +9,7 @@ in memory unrounded as a whole.
 from __future__ import annotations
 
 import importlib.util
-import logging
 import re
-import sys
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import version
@@ -29,7 +27,7 @@ from fleetune.engine.config import BackboneConfig
 from fleetune.engine.storage import BLOCK, BLOCKS_OF_SCALES, is_resident, refuse_without_package
 from fleetune.errors import BackboneError
 from fleetune.methods.base import BackboneShape
-from fleetune.runtime import device
+from fleetune.runtime import bitsandbytes_alone, device
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,27 +40,13 @@ LARGEST_INT8 = 127
 
 @cache
 def import_bitsandbytes() -> Any:
-    """Imports bitsandbytes without what that would do besides, and returns `bitsandbytes.functional`; None if absent.
-
-    On processors with AVX512-BF16 the import downloads compiled code from the hub where the package `kernels` is
-    installed, and complains where it is not. Nothing here uses that code. peft imports bitsandbytes too, so this goes
-    before it.
-    """
+    """Returns `bitsandbytes.functional`, imported without what that would do besides; None if it is absent."""
     if importlib.util.find_spec("bitsandbytes") is None:
         return None
-    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
-    level, kernels = logger.level, sys.modules.get("kernels")
-    logger.setLevel(logging.ERROR)
-    sys.modules["kernels"] = None  # type: ignore[assignment]
-    try:
+    with bitsandbytes_alone():
         import bitsandbytes.functional
 
         return bitsandbytes.functional
-    finally:
-        logger.setLevel(level)
-        del sys.modules["kernels"]
-        if kernels is not None:
-            sys.modules["kernels"] = kernels
 
 
 class QuantizedLinear(nn.Module):

@@ -31,6 +31,7 @@ from fleetune.methods.peft_types import refusal
 from fleetune.methods.registry import register
 from fleetune.methods.skeleton import skeleton
 from fleetune.methods.targets import match_targets, with_roles
+from fleetune.runtime import bitsandbytes_alone
 
 if TYPE_CHECKING:
     import peft
@@ -226,7 +227,8 @@ class Peft(Method):
             return config_class(**{**given, "target_modules": list(targets)})
 
     def _wrapped(self, model: nn.Module, targets: Iterable[str]) -> peft.PeftModel:
-        import peft
+        with bitsandbytes_alone():
+            import peft
 
         return peft.PeftModel(model, self._config(targets), ADAPTER)
 
@@ -342,7 +344,8 @@ def _matching(wanted: Any, shape: BackboneShape) -> list[str]:
 
 
 def _config_class(peft_type: str) -> type[Any]:
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+    with bitsandbytes_alone():
+        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     classes = {str(key.value): known for key, known in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if peft_type not in classes:
