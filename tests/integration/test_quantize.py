@@ -52,6 +52,7 @@ from tests.tiny import (
     random_tokens,
     relative_difference,
     spec,
+    tiny_backbone,
     tiny_folder,
 )
 
@@ -369,3 +370,10 @@ def test_the_whole_way_from_a_recipe_to_predictions(tiny_backbones, write_recipe
         assert classifier.backbone_.config.quantize == ("none" if merge else "nf4")
         texts = ["the film was good and superb", "it was a bad and awful day"]
         assert classifier.predict(texts).tolist() == ["pos", "neg"]
+
+
+def test_modules_of_peft_over_rounded_weights_are_refused_before_anything_is_loaded():
+    backbone = tiny_backbone("llama", precision="fp32")
+    config = BackboneConfig(model="m", quantize="nf4")
+    with pytest.raises(MethodError, match=r"quantize = .none"):
+        storage.refuse_quantized_weights(get("peft")(), backbone.shape, config)

@@ -25,6 +25,7 @@ from fleetune.engine.evaluation import predict_logits, trial_logits
 from fleetune.engine.events import Evaluated
 from fleetune.engine.fleet import Fleet
 from fleetune.engine.lanes import lanes
+from fleetune.errors import MethodError
 from fleetune.lab.export import export_trial
 from fleetune.lab.recipe import load_recipe
 from fleetune.lab.results import load_results
@@ -320,3 +321,10 @@ def test_tiny_models_are_like_fresh_checkpoints() -> None:
     for architecture in ARCHITECTURES:
         names = load_file(tiny_folder(architecture) / "model.safetensors")
         assert not any(name.startswith(("classifier", "score", "pre_classifier")) for name in names)
+
+
+def test_a_feed_forward_module_that_is_no_target_is_named() -> None:
+    """IA3 would rescale outputs where inputs were meant."""
+    settings = {"target_modules": ["key", "output.dense"], "feedforward_modules": ["output.dens"]}
+    with pytest.raises(MethodError, match=r"output\.dens' is none of the targets"):
+        get("ia3")(**settings).sites(tiny_backbone("bert").shape)

@@ -411,3 +411,11 @@ def test_a_classifier_refuses_a_baseline():
 
     with pytest.raises(RecipeError, match="tfidf is a baseline"):
         TextClassifier(method="tfidf").fit(["a", "b"], ["x", "y"])
+
+
+def test_a_baseline_is_judged_by_the_thresholds_of_the_recipe_and_kept_to_what_it_names():
+    content = document({"kind": "majority"}, {"kind": "tfidf", "thresholds": 0.2}, training={"thresholds": 0.3})
+    assert [one.training_settings["thresholds"] for one in planned(content).trials] == [0.3, 0.2]
+    backbones = [{"model": "m", "name": "a"}, {"model": "n", "name": "b"}]
+    kept = document({"kind": "lora"}, {"kind": "zero_shot", "backbone": ["b"]}, backbone=backbones)
+    assert [one.backbone.name for one in planned(kept).trials if one.method.kind == "zero_shot"] == ["b"]

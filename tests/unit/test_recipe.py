@@ -204,3 +204,9 @@ def test_any_value_anywhere_makes_a_recipe_or_a_refusal(table: str, key: str, va
     except RecipeError:
         return
     json.dumps(resolved(made), allow_nan=False)
+
+
+def test_track_below_a_table_is_told_where_it_belongs():
+    document = {"data": {"path": "x.csv"}, "backbone": {"model": "m"}, "method": [{"kind": "head", "track": ["wandb"]}]}
+    with pytest.raises(RecipeError, match="stands above all tables"):
+        recipe_from(document, Path(), "recipe.toml")

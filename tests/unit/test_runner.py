@@ -13,7 +13,7 @@ import pytest
 
 from fleetune.compare.summary import compare
 from fleetune.engine.events import Evaluated, Event, Failed, Finished, Stepped
-from fleetune.errors import RecipeError, RunLockedError
+from fleetune.errors import MethodError, RecipeError, RunLockedError
 from fleetune.lab.executors.base import BackboneFacts, FleetJob, StartedFleet
 from fleetune.lab.export import choose_trial
 from fleetune.lab.lock import RunLock
@@ -262,3 +262,20 @@ def test_multi_label_predictions_survive_the_file(tmp_path: Path):
     for split, values in logits.items():
         assert (read[split][0] == labels[splits[split]]).all()
         assert (read[split][1] == values).all() and read[split][1].dtype == np.float32
+
+
+def test_what_does_not_fit_one_fleet_stops_no_other(write_recipe: Callable[..., Path], folder: Path):
+    methods = [
+        {"kind": "head", "name": "first"},
+        {"kind": "full"},
+        {"kind": "full", "name": "later", "layer_decay": 0.5},
+    ]
+    recipe = load_recipe(write_recipe(method=methods))
+    summary = run(recipe, folder, executor=FakeExecutor({"full": MethodError("it does not fit this backbone")}))
+    assert (summary.done, summary.failed) == (2, 4)
+    reasons = {trial.method: trial.reason for trial in load_results(folder).trials}
+    assert reasons == {"first": None, "full": "it does not fit this backbone", "later": "it does not fit this backbone"}
+
+    other = load_recipe(write_recipe(method=[{"kind": "full"}]))
+    with pytest.raises(MethodError, match="does not fit"):
+        run(other, folder.parent / "alone", executor=FakeExecutor({"full": MethodError("it does not fit")}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fleetune.errors import RecipeError
 from fleetune.metrics import MetricName, check_metric
@@ -84,7 +84,7 @@ class TrainingConfig(BaseModel):
     """`focal` gives texts that are already answered well less weight; multi-label, both are taken label by label."""
     focal_gamma: float = Field(default=2.0, ge=0.0)
     """How much less weight focal loss gives them; at 0 it is the cross entropy."""
-    class_weights: Literal["none", "balanced"] | Annotated[tuple[Weight, ...], Field(min_length=1)] = "none"
+    class_weights: Literal["none", "balanced"] | tuple[Weight, ...] = "none"
     """`balanced` weighs each class by the inverse of its frequency in training; or a list of numbers, one a label.
     Multi-label, a label's positives are weighed."""
     thresholds: Literal["tuned"] | Annotated[float, Field(gt=0.0, lt=1.0)] = "tuned"
@@ -114,6 +114,13 @@ class TrainingConfig(BaseModel):
                 f"class_weights has {len(self.class_weights)} numbers, and there are {num_labels} labels.\n"
                 "Give one number a label, in the order in which fleetune check lists them"
             )
+
+    @field_validator("class_weights")
+    @classmethod
+    def _some_weights(cls, value: str | tuple[float, ...]) -> str | tuple[float, ...]:
+        if not value:
+            raise ValueError("one number a label was expected; got an empty list")
+        return value
 
     def steps_per_epoch(self, texts: int) -> int:
         """Returns the optimizer steps of one pass over `texts` training texts; the last may hold fewer."""
