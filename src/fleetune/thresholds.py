@@ -27,8 +27,6 @@ from fleetune.runtime import random_stream
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 Rule = Literal["tuned"] | float
-TUNED: Rule = "tuned"
-"""The rule where a recipe names none."""
 
 NEUTRAL = 0.5
 FOLDS = 5

@@ -19,7 +19,7 @@ from fleetune.metrics import (
     predicted_sets,
     probabilities_of,
 )
-from fleetune.thresholds import TUNED, final_thresholds, validation_thresholds
+from fleetune.thresholds import NEUTRAL, final_thresholds, validation_thresholds
 
 TrialStatus = Literal["done", "failed", "running", "pending"]
 Predictions = tuple[NDArray[Any], NDArray[np.float32]]
@@ -121,7 +121,7 @@ class TrialResult:
 
     @property
     def _rule(self) -> Any:
-        return self.training.get("thresholds", TUNED)
+        return self.training.get("thresholds", NEUTRAL)
 
     def thresholds(self, split: str) -> NDArray[np.float64] | None:
         """Returns what `split` is judged by: `final_thresholds`, and on validation `(texts, num_labels)` cross-fitted.
