@@ -252,3 +252,11 @@ def test_nothing_to_compare_is_said_not_raised() -> None:
     pending = trial("lora", 0, NAMES, status="pending", predictions={})
     result = compare([pending])
     assert result.rows[0].to_json()["mean"] is None and result.verdict.recommended is None
+
+
+def test_a_better_mean_is_not_denied_because_one_seed_learned_nothing() -> None:
+    found = comparison_of({"ia3": [0.79, 0.80, 0.81], "lora": [0.95, 0.96, 0.50]})
+    assert found.row("lora").degenerate
+    assert found.row("lora").mean > found.row("ia3").mean
+    assert "of those that learned with every seed" in found.verdict.reason
+    assert "lora has a better mean, although some seed learned nothing" in found.verdict.reason

@@ -69,7 +69,13 @@ def verdict_on(rows: Sequence[Row], metric: str, split: str) -> Verdict:
     assert best is not None
     if overall_best.is_baseline:
         superlative += " of all that was trained"
+    ahead = [row.name for row in trained if row.degenerate and is_better(metric, row.mean, best.mean)]
+    if ahead:
+        superlative += " of those that learned with every seed"
     remarks = [_remark_on(row, best, metric) for row in rows if row.is_baseline and not row.degenerate]
+    if ahead:
+        verb = "has" if len(ahead) == 1 else "have"
+        remarks.append(f"{', '.join(ahead)} {verb} a better mean, although some seed learned nothing.")
     verdict = _verdict_on_trained(trained, best, metric, superlative, rivalled=any(remarks))
     return replace(verdict, reason=" ".join([verdict.reason, *filter(None, remarks)]))
 
@@ -99,7 +105,7 @@ def _verdict_on_trained(rows: Sequence[Row], best: Row, metric: str, superlative
     cheapest = min(sound, key=_cost)
     left_out = [row.name for row in near if row not in sound and _cost(row) < _cost(cheapest)]
     behind = [row.name for row in tied if row not in near]
-    lead = _lead(cheapest, best, near, superlative, alone=len(tied) == 1)
+    lead = _lead(cheapest, best, near, superlative, alone=len(tied) == 1 and not rivalled)
     sentences = [f"{best.name} has the {superlative}." if rivalled and len(near) == 1 else lead]
     if behind:
         sentences.append(
