@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fleetune.engine.dropout import ForwardState, Stream, stream_key
+from fleetune.engine.dropout import FleetDropout, ForwardState, Stream, stream_key
 from fleetune.engine.layout import Layout, Pack
 from fleetune.engine.parity import probe_parity
 from fleetune.errors import MethodError
@@ -128,20 +128,8 @@ class Installation:
             self._mode = trains
 
 
-class AdapterDropout(nn.Module):
-    """Takes the place of one `nn.Dropout` of an installed module, with masks from the trial's own stream.
-
-    Args:
-        rate: Probability of a zero.
-        place: Path of the module, which keys the stream.
-        state: The forward pass under way.
-    """
-
-    def __init__(self, rate: float, place: str, state: ForwardState) -> None:
-        super().__init__()
-        self.p = rate
-        self.place = place
-        self.state = state
+class AdapterDropout(FleetDropout):
+    """Takes the place of one `nn.Dropout` of an installed module, whose fleet is that one trial."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns `x` with dropout; what holds no tokens draws from torch's generator, which is seeded each step."""
