@@ -55,6 +55,12 @@ class TrialResult:
         bundle_bytes: Size of the saved classifier without the backbone.
         best_step: Step of the checkpoint that the predictions are of.
         stopped_early: Whether early stopping ended it.
+        entry: Name of its `[[method]]` in the recipe, which all points of a grid share; None in older runs.
+        train_share: Share of the training texts it was given, below 1 on a learning curve over data size.
+        train_texts: How many those are; None where not known.
+        operations: Floating-point operations of its training and evaluations; None where not known.
+        serving_operations: Floating-point operations of one text of mean length in prediction, the adapter unmerged.
+        evaluation_texts_per_second: Throughput of its evaluations, None where not known.
         texts_per_second: Training throughput of its fleet.
         tokens_per_second: Training throughput of its fleet.
         layout: `packed` or `padded`.
@@ -85,6 +91,12 @@ class TrialResult:
     bundle_bytes: int | None = None
     best_step: int | None = None
     stopped_early: bool = False
+    entry: str | None = None
+    train_share: float = 1.0
+    train_texts: int | None = None
+    operations: float | None = None
+    serving_operations: float | None = None
+    evaluation_texts_per_second: float | None = None
     texts_per_second: float | None = None
     tokens_per_second: float | None = None
     layout: str | None = None

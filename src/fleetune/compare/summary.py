@@ -6,11 +6,13 @@ Nothing here demonstrates a winner: `tests` stays empty and `winner` null.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from fleetune.compare.claims import Claim
 from fleetune.compare.configuration import group
+from fleetune.compare.pair import PairTest
 from fleetune.compare.result import TrialResult
 from fleetune.compare.row import Row, summed_up
 from fleetune.compare.verdict import Verdict, overall, verdict_on, with_ties
@@ -29,12 +31,18 @@ class Comparison:
         split: `test`, or `validation` where there is no test split.
         rows: One a configuration, in the recipe's order within each data set.
         verdict: What may be said of them.
+        tests: The pairs that were asked about.
+        claims: Sentences that the tests allow.
+        references: By data, the name of the row that validation chooses: what the others are tested against.
     """
 
     metric: str
     split: str
     rows: tuple[Row, ...]
     verdict: Verdict
+    tests: tuple[PairTest, ...] = ()
+    claims: tuple[Claim, ...] = ()
+    references: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def has_one_metric(self) -> bool:
@@ -64,7 +72,7 @@ class Comparison:
             "metric": self.metric,
             "split": self.split,
             "rows": [row.to_json() for row in self.rows],
-            "tests": [],
+            "tests": [test.to_json() for test in self.tests],
             "verdict": self.verdict.to_json(),
         }
 
