@@ -1,9 +1,23 @@
-"""Sentences that may be printed: each follows from a test or a count, and names the numbers it follows from."""
+"""Sentences that may be printed: each follows from a test or a count, and names the numbers it follows from.
+
+There is no way here from two means to a sentence: a difference is stated where its test is significant, and what was
+not shown is stated as that.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
+
+import numpy as np
+
+from fleetune.compare.pair import PairTest
+from fleetune.compare.row import Row
+from fleetune.compare.titles import metric_title
+from fleetune.compare.verdict import listed
+from fleetune.metrics import MINIMISED
 
 
 @dataclass(frozen=True)
@@ -21,3 +35,99 @@ class Claim:
     evidence: str
     numbers: dict[str, Any] = field(default_factory=dict)
     data: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields."""
+        return {"text": self.text, "evidence": self.evidence, "numbers": self.numbers, "data": self.data}
+
+
+def claims_on(rows: Sequence[Row], tests: Sequence[PairTest], split: str) -> list[Claim]:
+    """Returns what may be said of rows on the same data, and of the tests among them."""
+    data = rows[0].configuration.first.data if rows else ""
+    return [
+        *(_difference(test, split) for test in tests if test.is_significant),
+        *_not_shown(tests, split, data),
+        *_twins(rows, data),
+        *_without_learning(rows, data),
+        *_failures(rows, data),
+    ]
+
+
+def _difference(test: PairTest, split: str) -> Claim:
+    better_a = (test.difference < 0) == (test.metric in MINIMISED)
+    better, worse = (test.a, test.b) if better_a else (test.b, test.a)
+    low, high = _towards(test)
+    numbers = {"difference": abs(test.difference), "low": low, "high": high, "p_adjusted": test.p_adjusted,
+               "seeds": test.seeds}  # fmt: skip
+    text = (
+        f"{better} is better than {worse}: {metric_title(test.metric)} on {split} differs by "
+        f"{abs(test.difference):.3f} (95 % interval {low:.3f} to {high:.3f}; p = {test.p_adjusted:.3f} after Holm's "
+        f"correction; {test.seeds} seeds)."
+    )
+    return Claim(text, "tests", numbers, test.data)
+
+
+def _towards(test: PairTest) -> tuple[float, float]:
+    """Returns the interval of the difference, counted in the direction in which it lies."""
+    low, high = test.interval or (test.difference, test.difference)
+    return (low, high) if test.difference > 0 else (-high, -low)
+
+
+def _not_shown(tests: Sequence[PairTest], split: str, data: str) -> Iterator[Claim]:
+    open_tests = [test for test in tests if not test.is_significant and test.p is not None]
+    if not open_tests:
+        return
+    first = open_tests[0]
+    others = [test.b for test in open_tests if test.a == first.a]
+    if len(others) == len(open_tests):
+        what = f"between {first.a} and {listed(others)}"
+    else:
+        pairs = "pair" if len(open_tests) == 1 else "pairs"
+        what = f"in {len(open_tests)} of {len(tests)} {pairs}"
+    seeds = max(test.seeds for test in open_tests)
+    room = max(max(abs(end) for end in test.interval or (0.0,)) for test in open_tests)
+    text = f"No difference is demonstrated {what} on {split}; the intervals leave room for up to {room:.3f}."
+    if seeds < first.seeds_needed:
+        text += (
+            f" With {seeds} {'seed' if seeds == 1 else 'seeds'} none could be: significance among {len(tests)} "
+            f"{'comparison' if len(tests) == 1 else 'comparisons'} takes {first.seeds_needed} seeds."
+        )
+    yield Claim(text, "tests", {"room": room, "seeds": seeds, "seeds_needed": first.seeds_needed}, data)
+
+
+def _twins(rows: Sequence[Row], data: str) -> Iterator[Claim]:
+    """Yields rows whose every prediction is the same: a copied row, or a setting without effect."""
+    for one, other in combinations([row for row in rows if row.scores and not row.is_baseline], 2):
+        seeds = [seed for seed in one.scores if seed in other.scores]
+        if seeds and all(_same_predictions(one, other, seed) for seed in seeds):
+            text = (
+                f"{one.name} and {other.name} gave the same outputs for every text with every seed: what differs "
+                "between them had no effect, or one result was copied. They are one result, not two."
+            )
+            yield Claim(text, "configurations", {"seeds": len(seeds)}, data)
+
+
+def _same_predictions(one: Row, other: Row, seed: int) -> bool:
+    a, b = (next(trial.predictions for trial in row.configuration.done if trial.seed == seed) for row in (one, other))
+    return a.keys() == b.keys() and all(np.array_equal(a[split][1], b[split][1], equal_nan=True) for split in a)
+
+
+def _without_learning(rows: Sequence[Row], data: str) -> Iterator[Claim]:
+    counted = [row for row in rows if row.degenerate and not row.is_baseline]
+    if counted:
+        trials = sum(len(row.degenerate) for row in counted)
+        plural = "1 trial" if trials == 1 else f"{trials} trials"
+        text = (
+            f"{plural} learned nothing ({listed([row.name for row in counted])}): their scores say that the training "
+            "failed there, and nothing against the method."
+        )
+        yield Claim(text, "configurations", {"trials": trials}, data)
+
+
+def _failures(rows: Sequence[Row], data: str) -> Iterator[Claim]:
+    counted = [row for row in rows if row.configuration.failed]
+    if counted:
+        trials = sum(len(row.configuration.failed) for row in counted)
+        plural = "1 trial" if trials == 1 else f"{trials} trials"
+        text = f"{plural} failed ({listed([row.name for row in counted])}); means are over the seeds that finished."
+        yield Claim(text, "configurations", {"trials": trials}, data)

@@ -1,11 +1,22 @@
-"""Two configurations against each other: how far apart, how sure."""
+"""Two configurations against each other: how far apart, how sure.
+
+A claim has to hold for other seeds *and* other texts. So p is the larger of two: the exact sign-flip test over seeds,
+which assumes nothing of their distribution and cannot fall below 2 / 2^n with n seeds, and the test behind the
+interval, in which seeds and texts both vary. Holm's correction is over all pairs asked.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-SIGNIFICANT = 0.05
+import numpy as np
+
+from fleetune.compare.intervals import Interval, Uncertainty, uncertainty
+from fleetune.compare.row import Row, scored_trials
+from fleetune.compare.tests import SIGNIFICANT, holm, mcnemar, seeds_needed, sign_flip
 
 
 @dataclass(frozen=True)
@@ -19,7 +30,8 @@ class PairTest:
         metric: Name of the metric.
         seeds: Number of common seeds.
         difference: Mean of `a` minus mean of `b`.
-        interval: 95 % interval of the difference over seeds and texts; None where too little is known.
+        interval: 95 % interval of the difference over seeds and texts, of one seed over texts alone; None where too
+            little is known.
         p_seeds: Exact sign-flip test over seeds; None where neither has seeds.
         p_texts: McNemar's test over texts, of the right answers, given these trained classifiers.
         p: The larger of `p_seeds` and the test behind `interval`; None where it cannot be had.
@@ -33,12 +45,12 @@ class PairTest:
     metric: str
     seeds: int
     difference: float
-    interval: tuple[float, float] | None
+    interval: Interval | None
     p_seeds: float | None
     p_texts: float | None
     p: float | None
-    p_adjusted: float | None
-    seeds_needed: int
+    p_adjusted: float | None = None
+    seeds_needed: int = 0
 
     @property
     def is_significant(self) -> bool:
@@ -62,3 +74,75 @@ class PairTest:
             "significant": self.is_significant,
             "seeds_needed": self.seeds_needed,
         }
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What two rows on the same texts differ by.
+
+    Attributes:
+        by_seed: The difference of each common seed.
+        known: How sure their mean is.
+    """
+
+    by_seed: tuple[float, ...]
+    known: Uncertainty
+
+
+def difference_of(a: Row, b: Row) -> Difference | None:
+    """Returns by how much `a` lies above `b`, seed by seed; None where they share no seed or not their texts.
+
+    A baseline, which has no seeds, is set against every seed of the other.
+    """
+    if a.texts != b.texts or a.texts < 2 or not (a.draws and b.draws):
+        return None
+    pairs = _common(a, b)
+    differences = [a.scores[one] - b.scores[other] for one, other in pairs]
+    if not pairs or not all(map(math.isfinite, differences)):
+        return None
+    draws = np.stack([a.draws[one] - b.draws[other] for one, other in pairs])
+    return Difference(tuple(differences), uncertainty(differences, draws, a.texts))
+
+
+def tested(pairs: Sequence[tuple[Row, Row]], split: str) -> list[PairTest]:
+    """Returns the tests of all `pairs`, which share one correction."""
+    found = [_tested(a, b, split) for a, b in pairs]
+    known = [test.p for test in found if test.p is not None]
+    adjusted = iter(holm(known))
+    needed = seeds_needed(len(known))
+    return [replace(test, p_adjusted=None if test.p is None else next(adjusted), seeds_needed=needed) for test in found]
+
+
+def _tested(a: Row, b: Row, split: str) -> PairTest:
+    found, data = difference_of(a, b), a.configuration.first.data
+    if found is None:
+        return PairTest(a.name, b.name, data, a.metric, 0, a.mean - b.mean, None, None, None, None)
+    mean = float(np.mean(found.by_seed))
+    without_seeds = a.is_baseline and b.is_baseline
+    p_seeds = None if without_seeds else sign_flip(found.by_seed)
+    p_both = found.known.p_value(mean) if len(found.by_seed) > 1 or without_seeds else None
+    known = [p for p in (p_seeds, p_both) if p is not None]
+    return PairTest(
+        a.name,
+        b.name,
+        data,
+        a.metric,
+        0 if without_seeds else len(found.by_seed),
+        mean,
+        found.known.interval(mean),
+        p_seeds,
+        _p_texts(a, b, split),
+        max(known) if known else None,
+    )
+
+
+def _common(a: Row, b: Row) -> list[tuple[int, int]]:
+    if a.is_baseline or b.is_baseline:
+        return [(one, other) for one in a.scores for other in b.scores]
+    return [(seed, seed) for seed in a.scores if seed in b.scores]
+
+
+def _p_texts(a: Row, b: Row, split: str) -> float:
+    right = [{trial.seed: trial.correct(split) for trial in scored_trials(row.configuration, split)} for row in (a, b)]
+    pairs = _common(a, b)
+    return mcnemar(np.stack([right[0][one] for one, _ in pairs]), np.stack([right[1][other] for _, other in pairs]))

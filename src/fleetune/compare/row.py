@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fleetune.compare.configuration import Configuration
+from fleetune.compare.intervals import Interval, Uncertainty, score_interval, uncertainty
+from fleetune.compare.result import TrialResult
 from fleetune.methods import is_baseline
 
-CONFIDENCE = 0.95
-LOWER_BOUND = {"matthews": -1.0}
-UNBOUNDED_ABOVE = frozenset({"log_loss", "loss"})
+Draws = Mapping[str, NDArray[np.float64]]
+"""By trial id, its metric on each draw of texts `(draws,)`."""
 
 
 @dataclass(frozen=True)
@@ -24,16 +28,25 @@ class Row:
         configuration: What it sums up.
         metric: Name of the metric.
         scores: The metric by seed; nan where it is not defined.
-        interval: 95 % t-interval of the mean over seeds, within the metric's range; None below two seeds.
+        interval: 95 % interval of the mean over seeds and texts, within the metric's range; of one seed, over texts
+            alone. None where there is no score.
         degenerate: By seed, why the trial shows nothing learned; empty where all show something.
-        tied_with_best: Whether the spread over seeds does not tell it from the best row on the same data.
+        validation: Mean over seeds of the metric on validation, which alone selects; nan where there is none.
+        texts: Number of texts scored.
+        known: How sure the mean is; None where there is no score.
+        draws: By seed, the metric on texts drawn anew `(draws,)`.
+        tied_with_best: Whether nothing tells it from the row that validation chooses on the same data.
     """
 
     configuration: Configuration
     metric: str
     scores: dict[int, float]
-    interval: tuple[float, float] | None
+    interval: Interval | None
     degenerate: dict[int, str]
+    validation: float = math.nan
+    texts: int = 0
+    known: Uncertainty | None = field(default=None, repr=False)
+    draws: Mapping[int, NDArray[np.float64]] = field(default_factory=dict, repr=False)
     tied_with_best: bool = False
 
     @property
@@ -49,7 +62,7 @@ class Row:
     @property
     def has_known_spread(self) -> bool:
         """Whether its seeds, or that it needs none, tell how far its mean hangs on them."""
-        return self.interval is not None or (self.is_baseline and math.isfinite(self.mean))
+        return math.isfinite(self.mean) and (len(self.scores) > 1 or self.is_baseline)
 
     @property
     def mean(self) -> float:
@@ -68,10 +81,29 @@ class Row:
         return self.configuration.first.parameters.get("trainable")
 
     @property
+    def serving_operations(self) -> float | None:
+        """Floating-point operations of one text in prediction."""
+        return self.configuration.first.serving_operations
+
+    @property
+    def operations(self) -> float | None:
+        """Floating-point operations of training and evaluation, mean over finished seeds."""
+        return _mean([trial.operations for trial in self.configuration.done])
+
+    @property
+    def texts_per_second(self) -> float | None:
+        """Training throughput of its fleet, mean over finished seeds."""
+        return _mean([trial.texts_per_second for trial in self.configuration.done])
+
+    @property
+    def evaluation_texts_per_second(self) -> float | None:
+        """Throughput of its evaluations, mean over finished seeds."""
+        return _mean([trial.evaluation_texts_per_second for trial in self.configuration.done])
+
+    @property
     def seconds(self) -> float | None:
         """Mean over finished seeds."""
-        values = [trial.seconds for trial in self.configuration.done if trial.seconds is not None]
-        return statistics.fmean(values) if values else None
+        return _mean([trial.seconds for trial in self.configuration.done])
 
     @property
     def peak_bytes(self) -> int | None:
@@ -82,6 +114,13 @@ class Row:
     def bundle_bytes(self) -> int | None:
         """Largest over finished seeds."""
         return max((t.bundle_bytes for t in self.configuration.done if t.bundle_bytes is not None), default=None)
+
+    @property
+    def interval_over(self) -> str | None:
+        """What the interval is over, in words: of one seed it is silent about other seeds."""
+        if self.interval is None:
+            return None
+        return "seeds and texts" if len(self.scores) > 1 else "texts"
 
     def to_json(self) -> dict[str, Any]:
         """Returns the row with null for what is not known."""
@@ -100,10 +139,17 @@ class Row:
             "mean": _number(self.mean),
             "spread": self.spread,
             "interval": list(self.interval) if self.interval else None,
+            "interval_over": self.interval_over,
+            "validation": _number(self.validation),
+            "texts": self.texts,
             "parameters": first.parameters,
             "trainable": self.trainable,
             "seconds": self.seconds,
             "peak_bytes": self.peak_bytes,
+            "operations": self.operations,
+            "serving_operations": self.serving_operations,
+            "texts_per_second": self.texts_per_second,
+            "evaluation_texts_per_second": self.evaluation_texts_per_second,
             "bundle_bytes": self.bundle_bytes,
             "tied_with_best": self.tied_with_best,
             "baseline": self.is_baseline,
@@ -117,30 +163,44 @@ class Row:
         }
 
 
-def summed_up(configuration: Configuration, split: str, metric: str) -> Row:
-    """Returns `configuration` scored by `metric` on `split`."""
-    scored = [trial for trial in configuration.done if len(trial.predictions.get(split, ((), ()))[0])]
-    scores = {trial.seed: trial.scores(split).get(metric, math.nan) for trial in scored}
-    reasons = {trial.seed: trial.degenerate_reason(split) for trial in scored}
-    return Row(
+def summed_up(configuration: Configuration, split: str, metric: str, draws: Draws | None = None) -> Row:
+    """Returns `configuration` scored by `metric` on `split`; without `draws` it has no interval."""
+    trials = scored_trials(configuration, split)
+    scores = {trial.seed: trial.scores(split).get(metric, math.nan) for trial in trials}
+    reasons = {trial.seed: trial.degenerate_reason(split) for trial in trials}
+    row = Row(
         configuration,
         metric,
         scores,
-        seed_interval(list(scores.values()), metric),
+        None,
         {seed: reason for seed, reason in reasons.items() if reason},
+        _validation(configuration, metric),
+        len(trials[0].predictions[split][0]) if trials else 0,
     )
+    return row if draws is None else _with_interval(row, {trial.seed: draws[trial.id] for trial in trials})
 
 
-def seed_interval(scores: Sequence[float], metric: str) -> tuple[float, float] | None:
-    """Returns the 95 % t-interval of the mean over seeds, cut to the metric's range; None where it is not known."""
-    if len(scores) < 2 or not all(math.isfinite(score) for score in scores):
-        return None
-    from scipy.stats import t
+def scored_trials(configuration: Configuration, split: str) -> list[TrialResult]:
+    """Returns the finished trials that have predictions on `split`."""
+    return [trial for trial in configuration.done if len(trial.predictions.get(split, ((), ()))[0])]
 
-    mean = statistics.fmean(scores)
-    half = float(t.ppf(0.5 + CONFIDENCE / 2, len(scores) - 1)) * statistics.stdev(scores) / math.sqrt(len(scores))
-    high = mean + half if metric in UNBOUNDED_ABOVE else min(mean + half, 1.0)
-    return max(mean - half, LOWER_BOUND.get(metric, 0.0)), high
+
+def _with_interval(row: Row, draws: dict[int, NDArray[np.float64]]) -> Row:
+    if not math.isfinite(row.mean) or row.texts < 2:
+        return replace(row, draws=draws)
+    known = uncertainty(list(row.scores.values()), np.stack(list(draws.values())), row.texts)
+    return replace(row, interval=score_interval(row.mean, known, row.metric, row.texts), known=known, draws=draws)
+
+
+def _validation(configuration: Configuration, metric: str) -> float:
+    trials = scored_trials(configuration, "validation")
+    mean = _mean([trial.scores("validation").get(metric, math.nan) for trial in trials])
+    return math.nan if mean is None else mean
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 def _number(value: float) -> float | None:

@@ -1,25 +1,31 @@
-"""The comparison of a run's configurations: means over seeds with their spread, and what may be said of them.
-
-Nothing here demonstrates a winner: `tests` stays empty and `winner` null.
-"""
+"""The comparison of a run's configurations: means with their intervals, paired tests, and what may be said of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, Literal
 
-from fleetune.compare.claims import Claim
-from fleetune.compare.configuration import group
-from fleetune.compare.pair import PairTest
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetune.compare.claims import Claim, claims_on
+from fleetune.compare.configuration import Configuration, group
+from fleetune.compare.pair import PairTest, tested
+from fleetune.compare.resampling import resampled
 from fleetune.compare.result import TrialResult
-from fleetune.compare.row import Row, summed_up
-from fleetune.compare.verdict import Verdict, overall, verdict_on, with_ties
+from fleetune.compare.row import Row, scored_trials, summed_up
+from fleetune.compare.ties import with_ties
+from fleetune.compare.verdict import Cost, Verdict, chosen_row, overall, verdict_on
+from fleetune.methods import is_floor
 from fleetune.metrics import MINIMISED
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Pairs = Literal["chosen", "all"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class Comparison:
         tests: The pairs that were asked about.
         claims: Sentences that the tests allow.
         references: By data, the name of the row that validation chooses: what the others are tested against.
+        cost: By what the recommended row is the cheapest of the tied.
     """
 
     metric: str
@@ -43,6 +50,7 @@ class Comparison:
     tests: tuple[PairTest, ...] = ()
     claims: tuple[Claim, ...] = ()
     references: Mapping[str, str] = field(default_factory=dict)
+    cost: Cost = "trainable"
 
     @property
     def has_one_metric(self) -> bool:
@@ -73,6 +81,9 @@ class Comparison:
             "split": self.split,
             "rows": [row.to_json() for row in self.rows],
             "tests": [test.to_json() for test in self.tests],
+            "claims": [claim.to_json() for claim in self.claims],
+            "references": dict(self.references),
+            "cost": self.cost,
             "verdict": self.verdict.to_json(),
         }
 
@@ -96,26 +107,91 @@ class Comparison:
         return pd.DataFrame.from_records(records)
 
 
-def compare(results: Sequence[TrialResult], split: str | None = None, metric: str | None = None) -> Comparison:
-    """Returns the comparison of `results`.
+def compare(
+    results: Sequence[TrialResult],
+    split: str | None = None,
+    metric: str | None = None,
+    cost: Cost = "trainable",
+    pairs: Pairs = "chosen",
+) -> Comparison:
+    """Returns the comparison of `results`; trials on a share of the training texts are no part of it.
 
     Args:
         results: Every trial of a run, failed and unfinished ones too.
         split: Whose predictions are scored; the test split where every finished trial has one, else validation.
         metric: Which score; each trial's own metric where absent.
+        cost: By what the cheapest of the tied is recommended.
+        pairs: Which are tested: each configuration against the one that validation chooses, or `all`. Where
+            validation is also what is scored, it had to choose among all of them, and all are corrected for.
     """
-    trials = list(results)
+    trials = [trial for trial in results if trial.train_share >= 1.0]
     split = split or scored_split(trials)
-    by_data: dict[str, list[Row]] = {}
+    by_data: dict[str, list[Configuration]] = {}
     for one in group(trials):
-        row = summed_up(one, split, metric or one.first.metric)
-        by_data.setdefault(row.configuration.first.data, []).append(row)
-    for name, members in by_data.items():
-        by_data[name] = with_ties(members, members[0].metric)
-    rows = [row for members in by_data.values() for row in members]
-    verdicts = {name: verdict_on(members, members[0].metric, split) for name, members in by_data.items()}
+        by_data.setdefault(one.first.data, []).append(one)
+    found = {name: _compared(members, split, metric, cost, pairs) for name, members in by_data.items()}
     first = metric or (trials[0].metric if trials else "f1_macro")
-    return Comparison(first, split, tuple(rows), overall(verdicts))
+    return Comparison(
+        first,
+        split,
+        tuple(row for one in found.values() for row in one.rows),
+        overall({name: one.verdict for name, one in found.items()}),
+        tuple(test for one in found.values() for test in one.tests),
+        tuple(claim for one in found.values() for claim in one.claims),
+        {name: one.chosen for name, one in found.items() if one.chosen is not None},
+        cost,
+    )
+
+
+@dataclass(frozen=True)
+class _OnOneData:
+    rows: list[Row]
+    tests: list[PairTest]
+    claims: list[Claim]
+    verdict: Verdict
+    chosen: str | None
+
+
+def _compared(
+    configurations: Sequence[Configuration], split: str, metric: str | None, cost: Cost, pairs: Pairs
+) -> _OnOneData:
+    metric = metric or configurations[0].first.metric
+    draws = _draws(configurations, split, metric)
+    rows = [summed_up(one, split, metric, draws) for one in configurations]
+    chosen = chosen_row(rows)
+    asked = _asked(rows, chosen, "all" if split == "validation" else pairs)
+    tests = tested(asked, split)
+    rows = with_ties(rows, chosen, len(asked))
+    if pairs == "chosen" and chosen is not None:
+        tests = [test for test in tests if chosen.name in (test.a, test.b)]
+    verdict = verdict_on(rows, tests, split, cost)
+    return _OnOneData(rows, tests, claims_on(rows, tests, split), verdict, chosen.name if chosen else None)
+
+
+def _draws(configurations: Sequence[Configuration], split: str, metric: str) -> dict[str, NDArray[np.float64]]:
+    """Returns by trial its metric on texts drawn anew; trials with as many texts see the same draws."""
+    by_size: dict[int, list[TrialResult]] = {}
+    for one in configurations:
+        for trial in scored_trials(one, split):
+            by_size.setdefault(len(trial.predictions[split][0]), []).append(trial)
+    return {
+        trial.id: drawn
+        for trials in by_size.values()
+        for trial, drawn in zip(trials, resampled(trials, split, metric), strict=True)
+    }
+
+
+def _asked(rows: Sequence[Row], chosen: Row | None, pairs: Pairs) -> list[tuple[Row, Row]]:
+    """Returns the pairs to test, the chosen row first in its own; what learned nothing, and floors, are left out."""
+    if chosen is None:
+        return []
+    rivals = [row for row in rows if row is not chosen and math.isfinite(row.mean) and not row.degenerate
+              and not is_floor(row.configuration.first.kind)]  # fmt: skip
+    against = [(chosen, row) for row in rivals]
+    if pairs == "chosen":
+        return against
+    between = [(a, b) for a, b in combinations(rivals, 2) if not (a.is_baseline and b.is_baseline)]
+    return against + between
 
 
 def scored_split(results: Sequence[TrialResult]) -> str:

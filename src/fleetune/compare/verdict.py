@@ -1,21 +1,32 @@
-"""What may be said of rows by the spread of their seeds alone. It is a reading, not a test: it crowns no winner."""
+"""What may be said of rows on the same data: which one validation chooses, whether it wins, which one to ship.
+
+Validation alone chooses; the test split then says what is demonstrated of that choice. "No demonstrated winner" is a
+result like another: the configurations that nothing tells from the chosen one form a group, and the cheapest of the
+group is recommended.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
+from fleetune.compare.pair import PairTest
 from fleetune.compare.row import Row
-from fleetune.compare.spread import SeedSpread, pooled_spread
 from fleetune.compare.titles import metric_title
 from fleetune.metrics import MINIMISED, is_better
 
-CAUTION = (
-    "This is a provisional reading of the spread over seeds alone; what the choice of test texts adds is not in it, "
-    "so no winner is demonstrated."
-)
+Cost = Literal["trainable", "bundle_bytes", "seconds", "serving"]
+COSTS: tuple[Cost, ...] = get_args(Cost)
+COST_WORDS: Mapping[Cost, str] = {
+    "trainable": "trains the fewest parameters",
+    "bundle_bytes": "has the smallest bundle",
+    "seconds": "trains the fastest",
+    "serving": "needs the fewest operations to serve",
+}
+NAMED = 4
+ENOUGH_SEEDS = 6
 
 
 @dataclass(frozen=True)
@@ -31,93 +42,60 @@ class Verdict:
         return {"winner": self.winner, "recommended": self.recommended, "reason": self.reason}
 
 
-def reference_row(rows: Sequence[Row], metric: str) -> Row | None:
-    """Returns the row of the best mean, of those that are not degenerate and have two seeds if any have.
+def chosen_row(rows: Sequence[Row]) -> Row | None:
+    """Returns the row of the best mean on validation, of those trained that learned something with every seed.
 
-    A baseline needs no second seed.
+    A row with one seed is chosen only where no row has two. Where there are no scores on validation, those that are
+    compared decide. Of baselines alone, the best baseline.
     """
     usable = [row for row in rows if math.isfinite(row.mean) and not row.degenerate]
-    spread_known = any(row.has_known_spread for row in usable if not row.is_baseline)
+    usable = [row for row in usable if not row.is_baseline] or usable
+    usable = [row for row in usable if row.has_known_spread] or usable
+    selecting = all(math.isfinite(row.validation) for row in usable)
     best: Row | None = None
-    for row in [row for row in usable if row.has_known_spread or not spread_known]:
-        if best is None or is_better(metric, row.mean, best.mean):
+    for row in usable:
+        score, highest = (row.validation, best.validation if best else math.nan) if selecting else (
+            row.mean, best.mean if best else math.nan)  # fmt: skip
+        if best is None or is_better(row.metric, score, highest):
             best = row
     return best
 
 
-def with_ties(rows: Sequence[Row], metric: str) -> list[Row]:
-    """Returns rows on the same data, each marked whether the spread over seeds does not tell it from the best."""
-    best, spread = reference_row(rows, metric), pooled_spread(rows)
-    return [replace(row, tied_with_best=_is_tied(row, best, spread)) for row in rows]
-
-
-def verdict_on(rows: Sequence[Row], metric: str, split: str) -> Verdict:
+def verdict_on(rows: Sequence[Row], tests: Sequence[PairTest], split: str, cost: Cost = "trainable") -> Verdict:
     """Returns the verdict on rows of the same data, whose ties are marked; it recommends no baseline, but names it."""
-    overall_best = reference_row(rows, metric)
-    if overall_best is None:
+    chosen = chosen_row(rows)
+    if chosen is None:
+        title = metric_title(rows[0].metric) if rows else "score"
+        return Verdict(None, None, f"No configuration has a usable {title} on {split}: none is recommended.")
+    if chosen.is_baseline:
         return Verdict(
-            None, None, f"No configuration has a usable {metric_title(metric)} on {split}: none is recommended."
+            None, None, f"Only baselines have a usable {metric_title(chosen.metric)} on {split}: none is recommended."
         )
-    superlative = f"{'lowest' if metric in MINIMISED else 'highest'} mean {metric_title(metric)} on {split}"
+    ahead = [row for row in rows if row.is_baseline and _is_demonstrated_above(row, chosen, tests)]
+    if ahead:
+        return Verdict(
+            None,
+            None,
+            f"The baseline {ahead[0].name} is better than {chosen.name}, the best of what was trained: "
+            f"{_against(ahead[0], chosen)} on {split}. None is recommended.",
+        )
+    if len(chosen.scores) < 2:
+        return Verdict(None, None, " ".join([_one_seed(chosen, split), *_remarks(rows, chosen)]))
     trained = [row for row in rows if not row.is_baseline]
-    best = reference_row(trained, metric)
-    if overall_best.is_baseline and (best is None or (best.interval and not best.tied_with_best)):
-        behind = "no fine-tune comes up to it" if trained else "nothing was trained to compare it with"
-        return Verdict(
-            None, None, f"The baseline {overall_best.name} has the {superlative}; {behind}: none is recommended."
-        )
-    assert best is not None
-    if overall_best.is_baseline:
-        superlative += " of all that was trained"
-    ahead = [row.name for row in trained if row.degenerate and is_better(metric, row.mean, best.mean)]
-    if ahead:
-        superlative += " of those that learned with every seed"
-    remarks = [_remark_on(row, best, metric) for row in rows if row.is_baseline and not row.degenerate]
-    if ahead:
-        verb = "has" if len(ahead) == 1 else "have"
-        remarks.append(f"{', '.join(ahead)} {verb} a better mean, although some seed learned nothing.")
-    verdict = _verdict_on_trained(trained, best, metric, superlative, rivalled=any(remarks))
-    return replace(verdict, reason=" ".join([verdict.reason, *filter(None, remarks)]))
+    tied = [row for row in trained if row.tied_with_best and not row.degenerate and row.has_known_spread]
+    sound = [row for row in tied if not row.configuration.failed] or tied
+    recommended = min(sound, key=lambda row: costs_of(row, cost))
+    winner = chosen.name if _wins(chosen, rows, tests) else None
+    sentences = [
+        _lead(recommended, chosen, tied, split, cost),
+        _demonstrated(chosen, tests, winner),
+        *_left_out(tied, sound, recommended, cost),
+        *_remarks(rows, chosen),
+    ]
+    return Verdict(winner, recommended.name, " ".join(sentences))
 
 
-def _remark_on(baseline: Row, best: Row, metric: str) -> str | None:
-    """Returns a sentence on a baseline that is better than the best of what was trained, or not told from it."""
-    scores = f"({baseline.mean:.3f} against {best.mean:.3f})"
-    if is_better(metric, baseline.mean, best.mean):
-        return f"The baseline {baseline.name} is better than {best.name} {scores}: no gain from training is shown."
-    if best.interval and baseline.tied_with_best and _reaches(baseline, best, metric):
-        return f"Nor is the baseline {baseline.name} told from {best.name} {scores}: no gain from training is shown."
-    return None
-
-
-def _verdict_on_trained(rows: Sequence[Row], best: Row, metric: str, superlative: str, rivalled: bool) -> Verdict:
-    """Returns the verdict on what was trained, `best` being the best of it; `rivalled` by a baseline, or not."""
-    if best.interval is None:
-        return Verdict(
-            None,
-            None,
-            f"{best.name} has the {superlative}, but with one seed the spread over seeds is not known, "
-            "so no difference can be told from chance. Set seeds = 3 or more in the recipe.",
-        )
-    tied = [row for row in rows if row.tied_with_best and row.interval and not row.degenerate]
-    near = [row for row in tied if _reaches(row, best, metric)]
-    sound = [row for row in near if not row.configuration.failed] or near
-    cheapest = min(sound, key=_cost)
-    left_out = [row.name for row in near if row not in sound and _cost(row) < _cost(cheapest)]
-    behind = [row.name for row in tied if row not in near]
-    lead = _lead(cheapest, best, near, superlative, alone=len(tied) == 1 and not rivalled)
-    sentences = [f"{best.name} has the {superlative}." if rivalled and len(near) == 1 else lead]
-    if behind:
-        sentences.append(
-            f"So few seeds do not tell {best.name} from {', '.join(behind)} either, but every seed there is behind "
-            f"every seed of {best.name}: more seeds would tell."
-        )
-    if left_out:
-        sentences.append(f"Cheaper, but left out because some of its seeds failed: {', '.join(left_out)}.")
-    return Verdict(None, cheapest.name, " ".join([*sentences, CAUTION]))
-
-
-def overall(verdicts: dict[str, Verdict]) -> Verdict:
+def overall(verdicts: Mapping[str, Verdict]) -> Verdict:
     """Returns one verdict for all data sets; with several there is no common recommendation, only reasons."""
     if not verdicts:
         return Verdict(None, None, "There are no trials to compare.")
@@ -126,39 +104,114 @@ def overall(verdicts: dict[str, Verdict]) -> Verdict:
     return Verdict(None, None, " ".join(f"On {name}: {verdict.reason}" for name, verdict in verdicts.items()))
 
 
-def _is_tied(row: Row, best: Row | None, spread: SeedSpread | None) -> bool:
-    if best is None or not math.isfinite(row.mean):
-        return False
-    if row.is_baseline and best.is_baseline:
-        return row.mean == best.mean
-    return row is best or spread is None or not spread.tells_apart(row, best)
+def costs_of(row: Row, cost: Cost) -> tuple[float, ...]:
+    """Returns what a row costs by the measure asked for, then by the others; what is not known is dear."""
+    known: Mapping[Cost, float | None] = {
+        "trainable": row.trainable,
+        "bundle_bytes": row.bundle_bytes,
+        "seconds": row.seconds,
+        "serving": row.serving_operations,
+    }
+    order = [cost, *(other for other in COSTS if other != cost)]
+    return tuple(math.inf if (value := known[name]) is None else float(value) for name in order)
 
 
-def _reaches(row: Row, best: Row, metric: str) -> bool:
-    """Returns whether some seed of `row` is as good as some seed of `best`.
+def _wins(chosen: Row, rows: Sequence[Row], tests: Sequence[PairTest]) -> bool:
+    """Returns whether every configuration that was tested against `chosen` is demonstrated to be worse."""
+    others = [test for test in tests if chosen.name in (test.a, test.b)]
+    rivals = [row for row in rows if row is not chosen and not row.is_baseline and math.isfinite(row.mean)]
+    learned = [row for row in rivals if not row.degenerate]
+    return bool(learned) and bool(others) and all(_favours(test, chosen) and test.is_significant for test in others)
 
-    A wide spread ties everything with the best; what never came near it is no candidate all the same.
-    """
-    own, other = row.scores.values(), best.scores.values()
-    return row is best or (min(own) <= max(other) if metric in MINIMISED else max(own) >= min(other))
+
+def _favours(test: PairTest, row: Row) -> bool:
+    gain = test.difference if test.a == row.name else -test.difference
+    return gain < 0 if test.metric in MINIMISED else gain > 0
 
 
-def _lead(cheapest: Row, best: Row, near: Sequence[Row], superlative: str, alone: bool) -> str:
-    if alone:
-        return f"{best.name} has the {superlative}, beyond the spread over seeds of every other configuration."
-    if len(near) == 1:
-        return f"{best.name} has the {superlative}, and no other configuration's seeds come near it."
-    if cheapest is best:
-        return (
-            f"{best.name} has the {superlative} and trains the fewest parameters of the {len(near)} configurations "
-            "that the spread over seeds does not tell apart."
-        )
+def _is_demonstrated_above(row: Row, chosen: Row, tests: Sequence[PairTest]) -> bool:
+    pairs = [test for test in tests if {test.a, test.b} == {row.name, chosen.name}]
+    return any(test.is_significant and _favours(test, row) for test in pairs)
+
+
+def _lead(recommended: Row, chosen: Row, tied: Sequence[Row], split: str, cost: Cost) -> str:
+    score = f"{metric_title(chosen.metric)} {chosen.mean:.3f} on {split}"
+    if len(tied) == 1:
+        return f"Ship {chosen.name}: validation chooses it, and on {split} no other is near it ({score})."
+    group = f"the {len(tied)} configurations that seeds and texts do not tell"
+    if recommended is chosen:
+        return f"Ship {chosen.name}: validation chooses it ({score}), and it {COST_WORDS[cost]} of {group} apart."
     return (
-        f"{cheapest.name} trains the fewest parameters of the {len(near)} configurations that the spread over seeds "
-        f"does not tell from {best.name}, which has the {superlative}."
+        f"Ship {recommended.name}: it {COST_WORDS[cost]} of {group} from {chosen.name}, which validation chooses "
+        f"({_against(recommended, chosen)} on {split})."
     )
 
 
-def _cost(row: Row) -> tuple[float, float, str]:
-    trainable, seconds = row.trainable, row.seconds
-    return (math.inf if trainable is None else trainable, math.inf if seconds is None else seconds, row.name)
+def _demonstrated(chosen: Row, tests: Sequence[PairTest], winner: str | None) -> str:
+    if winner is not None:
+        return f"{winner} is the demonstrated winner: every difference to it is significant after Holm's correction."
+    if not tests:
+        return "No winner is demonstrated: there was nothing to compare it with."
+    above = [test for test in tests if test.is_significant and not _favours(test, chosen)]
+    shown = [test for test in tests if test.is_significant and _favours(test, chosen)]
+    needed, seeds = tests[0].seeds_needed, max(test.seeds for test in tests)
+    said = "No winner is demonstrated"
+    if above:
+        other = above[0].a if above[0].b == chosen.name else above[0].b
+        return f"{said}: {other} scores higher than {chosen.name}, but validation did not choose it."
+    if seeds < needed:
+        pairs = "one comparison" if len(tests) == 1 else f"{len(tests)} comparisons"
+        had = "one seed" if seeds == 1 else f"{seeds} seeds"
+        return f"{said}: among {pairs}, {had} cannot be significant; set seeds = {needed} to let them."
+    if shown:
+        return f"{said}: {chosen.name} is significantly better than {len(shown)} of {len(tests)} others only."
+    return f"{said}: no difference is significant after Holm's correction over {len(tests)} comparisons."
+
+
+def _left_out(tied: Sequence[Row], sound: Sequence[Row], recommended: Row, cost: Cost) -> list[str]:
+    names = [row.name for row in tied if row not in sound and costs_of(row, cost) < costs_of(recommended, cost)]
+    return [f"Cheaper, but left out because some of its seeds failed: {', '.join(names)}."] if names else []
+
+
+def _remarks(rows: Sequence[Row], chosen: Row) -> list[str]:
+    """Returns sentences on what is not behind the chosen row and is not recommended all the same."""
+    remarks = []
+    for row in rows:
+        if not row.is_baseline or row.degenerate or not math.isfinite(row.mean):
+            continue
+        if is_better(chosen.metric, row.mean, chosen.mean):
+            remarks.append(
+                f"The baseline {row.name} has a better mean than {chosen.name} ({_against(row, chosen)}): "
+                "no gain from training is shown."
+            )
+        elif row.tied_with_best and len(chosen.scores) > 1:
+            remarks.append(
+                f"Nor is the baseline {row.name} told from {chosen.name} ({_against(row, chosen)}): "
+                "no gain from training is shown."
+            )
+    ahead = [row.name for row in rows if row.degenerate and not row.is_baseline
+             and is_better(chosen.metric, row.mean, chosen.mean)]  # fmt: skip
+    if ahead:
+        verb = "has" if len(ahead) == 1 else "have"
+        remarks.append(f"{listed(ahead)} {verb} a better mean, although some seed learned nothing.")
+    return remarks
+
+
+def _one_seed(chosen: Row, split: str) -> str:
+    return (
+        f"Validation chooses {chosen.name} ({metric_title(chosen.metric)} {chosen.mean:.3f} on {split}), but with one "
+        "seed the spread over seeds is not known, so no difference can be told from chance and none is recommended. "
+        f"Set seeds = {ENOUGH_SEEDS} or more in the recipe; 3 give a first reading."
+    )
+
+
+def _against(one: Row, other: Row) -> str:
+    return f"{one.mean:.3f} against {other.mean:.3f}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Returns names in words, the first few of them."""
+    shown = list(names[:NAMED])
+    if len(names) > NAMED:
+        return f"{', '.join(shown)} and {len(names) - NAMED} more"
+    return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else "".join(shown)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fleetune.compare.row import UNBOUNDED_ABOVE
+from fleetune.compare.intervals import UNBOUNDED_ABOVE
 
 if TYPE_CHECKING:
     from typing import TypeAlias

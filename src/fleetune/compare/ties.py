@@ -1,0 +1,67 @@
+"""Which configurations nothing tells from the one that validation chooses.
+
+A row is set apart where the difference to the chosen one lies outside what seeds and texts explain, for all rows
+together: Bonferroni's simultaneous intervals. Two or three seeds say next to nothing of one configuration's spread;
+so the spread over seeds is pooled over configurations, as in a one-way analysis of variance. It is a reading that
+assumes like spreads, and decides who may be recommended. What is called significant needs more (`pair.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from fleetune.compare.intervals import CONFIDENCE, ROUNDING
+from fleetune.compare.pair import difference_of
+from fleetune.compare.row import Row
+from fleetune.metrics import MINIMISED
+
+
+@dataclass(frozen=True)
+class SeedSpread:
+    """The spread over seeds, pooled over configurations on the same data.
+
+    Attributes:
+        variance: Of one seed.
+        degrees: Its degrees of freedom.
+    """
+
+    variance: float
+    degrees: int
+
+
+def pooled_spread(rows: Sequence[Row]) -> SeedSpread | None:
+    """Returns the spread of rows on the same data; None if none of them has two seeds."""
+    usable = [row for row in rows if math.isfinite(row.mean) and not row.degenerate]
+    degrees = sum(len(row.scores) - 1 for row in usable)
+    if not degrees:
+        return None
+    squares = sum((row.spread or 0.0) ** 2 * (len(row.scores) - 1) for row in usable)
+    return SeedSpread(squares / degrees, degrees)
+
+
+def with_ties(rows: Sequence[Row], chosen: Row | None, tests: int) -> list[Row]:
+    """Returns rows on the same data, each marked whether it is tied with `chosen`.
+
+    Args:
+        rows: The rows.
+        chosen: The row that validation chooses; None where there is none.
+        tests: How many pairs are looked at.
+    """
+    spread = pooled_spread(rows)
+    return [replace(row, tied_with_best=_is_tied(row, chosen, spread, max(tests, 1))) for row in rows]
+
+
+def _is_tied(row: Row, chosen: Row | None, spread: SeedSpread | None, tests: int) -> bool:
+    if chosen is None or not math.isfinite(row.mean):
+        return False
+    if row is chosen or spread is None:
+        return True
+    found = difference_of(chosen, row)
+    if found is None:
+        return True
+    seeds = sum(0.0 if one.is_baseline else 1.0 / len(one.scores) for one in (row, chosen))
+    known = replace(found.known, seeds=spread.variance * seeds, seeds_degrees=spread.degrees)
+    low, high = known.interval(chosen.mean - row.mean, (1.0 - CONFIDENCE) / tests)
+    return high >= -ROUNDING if row.metric in MINIMISED else low <= ROUNDING
