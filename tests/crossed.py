@@ -1,4 +1,4 @@
-"""Runs whose truth is known: right answers drawn from seeds, texts and configurations that each have their own effect."""
+"""Runs whose truth is known: answers drawn from seeds, texts and configurations, each with an effect."""
 
 from __future__ import annotations
 

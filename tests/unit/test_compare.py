@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import sklearn.metrics as reference
-from scipy import stats
 
 from fleetune.compare.configuration import group, shared_settings
 from fleetune.compare.result import TrialResult
-from fleetune.compare.row import seed_interval
 from fleetune.compare.summary import Comparison, compare, scored_split
 from tests.unit.synthetic_runs import METHODS, multi_class_run, multi_label_run, trial, troubled_run
 
@@ -21,25 +19,28 @@ NAMES = ["negative", "positive"]
 
 
 def with_accuracy(kind: str, seed: int, accuracy: float, **changes: Any) -> TrialResult:
-    """A trial whose test accuracy is exactly as asked, on 100 texts of two equal classes."""
+    """A trial whose accuracy is exactly as asked on validation and test, each 100 texts of two equal classes."""
     labels = np.arange(100) % 2
     chosen = np.where(np.arange(100) < round(100 * accuracy), labels, 1 - labels)
     logits = np.stack([1.0 - chosen, chosen], axis=1).astype(np.float32) * 4
-    return trial(kind, seed, NAMES, predictions={"test": (labels, logits)}, metric="accuracy", **changes)
+    both = {"validation": (labels, logits), "test": (labels, logits)}
+    return trial(kind, seed, NAMES, **({"predictions": both, "metric": "accuracy"} | changes))
 
 
 def comparison_of(scores: dict[str, list[float]], **changes: Any) -> Comparison:
     return compare([with_accuracy(k, s, a, **changes) for k, values in scores.items() for s, a in enumerate(values)])
 
 
-def test_rows_hold_the_mean_and_the_t_interval_over_seeds() -> None:
-    values = [0.80, 0.84, 0.88]
-    row = comparison_of({"lora": values}).rows[0]
-    half = stats.t.ppf(0.975, 2) * np.std(values, ddof=1) / np.sqrt(3)
+def test_rows_hold_the_mean_and_an_interval_over_seeds_and_texts() -> None:
+    row = comparison_of({"lora": [0.80, 0.84, 0.88]}).rows[0]
     assert row.mean == pytest.approx(0.84)
     assert row.spread == pytest.approx(0.04)
-    assert row.interval == pytest.approx((0.84 - half, 0.84 + half))
     assert row.scores == pytest.approx({0: 0.80, 1: 0.84, 2: 0.88})
+    assert row.validation == pytest.approx(0.84)
+    assert row.interval is not None and row.interval_over == "seeds and texts"
+    of_texts_alone = comparison_of({"lora": [0.84]}).rows[0]
+    assert of_texts_alone.interval is not None and of_texts_alone.interval_over == "texts"
+    assert row.interval[0] < of_texts_alone.interval[0] and row.interval[1] > of_texts_alone.interval[1]
 
 
 def test_scores_are_of_the_test_split_and_equal_scikit_learn() -> None:
@@ -59,89 +60,141 @@ def test_validation_is_scored_unless_every_trial_has_test_predictions() -> None:
     assert scored_split([first, empty]) == "validation"
 
 
-def test_intervals_stay_within_the_metric_and_need_two_numbers() -> None:
-    assert seed_interval([0.9], "accuracy") is None
-    assert seed_interval([0.9, float("nan")], "accuracy") is None
-    low, high = seed_interval([0.9, 1.0], "accuracy") or (0.0, 0.0)
-    assert high == 1.0 and 0.0 <= low < 0.9
-    low, high = seed_interval([-0.5, 0.5], "matthews") or (0.0, 0.0)
-    assert low == -1.0
-    assert (seed_interval([0.2, 3.0], "log_loss") or (0.0, 0.0))[1] > 3.0
+def test_a_score_that_is_not_defined_has_no_interval() -> None:
+    labels = np.zeros(20, dtype=int)
+    logits = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
+    row = compare([trial("lora", 0, NAMES, predictions={"test": (labels, logits)})], metric="roc_auc").rows[0]
+    assert np.isnan(row.mean) and row.interval is None and row.standing == "not comparable"
 
 
-def test_no_winner_is_crowned_even_where_one_is_far_ahead() -> None:
+def test_few_seeds_crown_nobody_even_where_one_is_far_ahead() -> None:
     result = comparison_of({"lora": [0.90, 0.91, 0.92], "head": [0.60, 0.61, 0.62]})
     assert result.verdict.winner is None
     assert result.verdict.recommended == "lora"
     assert not result.row("head").tied_with_best
-    assert "no winner is demonstrated" in result.verdict.reason
-    assert result.to_json()["tests"] == []
+    assert "No winner is demonstrated: among one comparison, 3 seeds cannot be significant" in result.verdict.reason
+    assert "set seeds = 6" in result.verdict.reason
+    [test] = result.tests
+    assert not test.is_significant and test.p == pytest.approx(0.25) and test.seeds_needed == 6
 
 
-def test_the_cheapest_of_the_tied_is_recommended() -> None:
-    result = comparison_of({"full": [0.86, 0.90, 0.91], "lora": [0.84, 0.90, 0.88], "head": [0.60, 0.61, 0.62]})
+def test_six_seeds_crown_a_winner_that_is_far_ahead_of_one_other() -> None:
+    scores = {kind: [start + seed / 100 for seed in range(6)] for kind, start in (("lora", 0.90), ("head", 0.60))}
+    result = comparison_of(scores)
+    assert result.verdict.winner == "lora"
+    assert result.tests[0].p_adjusted == pytest.approx(2 / 64)
+    assert "lora is better than head" in result.claims[0].text
+    with_a_third = comparison_of(scores | {"ia3": [0.53 + seed / 100 for seed in range(6)]})
+    assert with_a_third.verdict.winner is None, "two comparisons take seven seeds"
+    assert all(test.p_adjusted == pytest.approx(4 / 64) for test in with_a_third.tests)
+    assert not any("better than" in claim.text for claim in with_a_third.claims)
+
+
+def test_the_cheapest_of_the_tied_is_recommended_by_the_cost_that_is_asked() -> None:
+    result = comparison_of({"full": [0.88, 0.90, 0.91], "lora": [0.86, 0.90, 0.88], "head": [0.60, 0.61, 0.62]})
     assert [row.name for row in result.rows if row.tied_with_best] == ["full", "lora"]
+    assert result.references == {"tweets": "full"}
     assert result.verdict.recommended == "lora"
-    assert "full" in result.verdict.reason
+    assert "trains the fewest parameters of the 2 configurations" in result.verdict.reason
+    seconds = {"full": 10.0, "lora": 20.0, "head": 5.0}
+    trials = [
+        with_accuracy(kind, seed, accuracy, seconds=seconds[kind])
+        for kind, accuracy in (("full", 0.90), ("lora", 0.88), ("head", 0.60))
+        for seed in range(3)
+    ]
+    assert compare(trials).verdict.recommended == "lora"
+    fastest = compare(trials, cost="seconds").verdict
+    assert fastest.recommended == "full" and "trains the fastest" in fastest.reason
 
 
-def test_ties_are_those_of_tukeys_range_test() -> None:
-    rng = np.random.default_rng(11)
-    kinds = ["lora", "bitfit", "head", "full"]
-    decided = set()
-    for _ in range(12):
-        scores = {kind: list(np.round(rng.normal(0.7 + 0.03 * i, 0.03, 3), 2)) for i, kind in enumerate(kinds)}
-        rows = comparison_of(scores).rows
-        pvalues = stats.tukey_hsd(*scores.values()).pvalue
-        best = int(np.argmax([row.mean for row in rows]))
-        for index, row in enumerate(rows):
-            assert row.tied_with_best == (index == best or pvalues[index, best] >= 0.05)
-            decided.add(row.tied_with_best)
-    assert decided == {True, False}
+def test_validation_chooses_and_test_does_not() -> None:
+    better_on_test = [with_accuracy("lora", seed, 0.95) for seed in range(3)]
+    better_on_validation = [with_accuracy("full", seed, 0.92) for seed in range(3)]
+    chosen = [
+        replace(one, predictions=one.predictions | {"validation": with_accuracy("full", 0, score).predictions["test"]})
+        for group_, score in ((better_on_test, 0.80), (better_on_validation, 0.90))
+        for one in group_
+    ]
+    result = compare(chosen)
+    assert result.references == {"tweets": "full"}
+    assert result.ranked[0].name == "lora"
+    assert "full, which validation chooses" in result.verdict.reason
+
+
+def test_ties_grow_with_the_spread_over_seeds_and_with_fewer_texts() -> None:
+    calm = comparison_of({"full": [0.90, 0.90, 0.91], "head": [0.78, 0.79, 0.79]})
+    wild = comparison_of({"full": [0.70, 0.99, 0.99], "head": [0.70, 0.79, 0.87]})
+    assert not calm.row("head").tied_with_best
+    assert wild.row("head").tied_with_best
+    few = [
+        replace(one, predictions={split: (labels[::9], logits[::9]) for split, (labels, logits) in
+                                  one.predictions.items()})
+        for one in (with_accuracy(kind, seed, accuracy) for kind, accuracy in (("full", 0.90), ("head", 0.78))
+                    for seed in range(3))
+    ]  # fmt: skip
+    assert compare(few).row("head").tied_with_best
 
 
 def test_two_seeds_suffice_to_set_a_far_worse_configuration_apart() -> None:
-    result = comparison_of({"lora": [0.90, 0.91], "bitfit": [0.89, 0.90], "head": [0.70, 0.72]})
-    assert {row.name: row.tied_with_best for row in result.rows} == {"lora": True, "bitfit": True, "head": False}
+    result = comparison_of({"lora": [0.90, 0.91], "bitfit": [0.89, 0.90], "head": [0.60, 0.62]})
+    assert {row.name: row.standing for row in result.rows} == {"lora": "chosen", "bitfit": "tied", "head": "behind"}
     assert result.verdict.recommended == "bitfit"
 
 
-def test_what_never_comes_near_the_best_is_not_recommended_however_wide_the_spread() -> None:
-    result = comparison_of({"ia3": [0.79, 0.80], "full": [0.63, 0.82], "lora": [0.58, 0.72], "head": [0.60, 0.61]})
-    assert all(row.tied_with_best for row in result.rows), "two seeds and two wide rows tell nothing apart"
-    assert result.verdict.recommended == "ia3"
-    assert "more seeds would tell" in result.verdict.reason
-
-
-def test_seeds_without_any_spread_tie_only_equal_means() -> None:
-    result = comparison_of({"lora": [0.9, 0.9], "bitfit": [0.9, 0.9], "head": [0.8, 0.8]})
+def test_what_never_differs_is_tied_and_is_called_one_result() -> None:
+    result = comparison_of({"lora": [0.9, 0.9], "bitfit": [0.9, 0.9], "head": [0.6, 0.6]})
     assert [row.tied_with_best for row in result.rows] == [True, True, False]
+    assert any("lora and bitfit gave the same outputs for every text" in claim.text for claim in result.claims)
+    assert result.tests[0].p == 1.0
 
 
 def test_one_seed_gives_no_recommendation_and_says_why() -> None:
     result = comparison_of({"lora": [0.90], "head": [0.60]})
-    assert result.rows[0].interval is None
     assert result.verdict.recommended is None
     assert "one seed" in result.verdict.reason
     assert all(row.tied_with_best for row in result.rows)
+    assert result.tests[0].p == 1.0 and result.tests[0].p_texts is not None and result.tests[0].p_texts < 0.001
+    assert not any("better" in claim.text for claim in result.claims)
 
 
 def test_a_row_with_one_finished_seed_is_never_recommended_over_rows_with_a_spread() -> None:
     result = comparison_of({"full": [0.90, 0.91], "head": [0.95]})
+    assert result.references == {"tweets": "full"}
     assert result.verdict.recommended == "full"
     assert result.row("head").tied_with_best
+
+
+def test_all_pairs_are_tested_where_asked_and_corrected_for_where_validation_is_scored() -> None:
+    scores = {kind: [start + seed / 100 for seed in range(6)] for kind, start in
+              (("full", 0.90), ("lora", 0.80), ("ia3", 0.65), ("head", 0.52))}  # fmt: skip
+    trials = [with_accuracy(kind, seed, one) for kind, values in scores.items() for seed, one in enumerate(values)]
+    assert len(compare(trials).tests) == 3
+    everything = compare(trials, pairs="all")
+    assert len(everything.tests) == 6
+    assert [test.p_adjusted for test in everything.tests] == pytest.approx([6 / 32] * 6)
+    on_validation = compare(trials, split="validation")
+    assert len(on_validation.tests) == 3
+    assert [test.p_adjusted for test in on_validation.tests] == pytest.approx([6 / 32] * 3)
+
+
+def test_trials_on_a_share_of_the_texts_are_no_rows() -> None:
+    whole = [with_accuracy("lora", seed, 0.9 + seed / 100) for seed in range(3)]
+    part = [with_accuracy("lora", seed, 0.6, train_share=0.1, id=f"part {seed}") for seed in range(3)]
+    result = compare([*whole, *part])
+    assert [len(row.scores) for row in result.rows] == [3]
 
 
 def test_smaller_is_better_for_losses() -> None:
     trials = [
         with_accuracy(kind, seed, accuracy - seed / 100)
         for kind, accuracy in (("lora", 0.9), ("full", 0.6))
-        for seed in range(3)
+        for seed in range(6)
     ]
     result = compare(trials, metric="log_loss")
     assert result.ranked[0].name == "lora"
-    assert result.verdict.recommended == "lora"
-    assert "lowest" in result.verdict.reason
+    assert result.verdict.recommended == result.verdict.winner == "lora"
+    assert "lora is better than full" in result.claims[0].text
+    assert result.tests[0].difference < 0 and result.claims[0].numbers["low"] > 0
 
 
 def test_degenerate_and_failed_trials_are_counted_and_never_recommended() -> None:
@@ -258,5 +311,4 @@ def test_a_better_mean_is_not_denied_because_one_seed_learned_nothing() -> None:
     found = comparison_of({"ia3": [0.79, 0.80, 0.81], "lora": [0.95, 0.96, 0.50]})
     assert found.row("lora").degenerate
     assert found.row("lora").mean > found.row("ia3").mean
-    assert "of those that learned with every seed" in found.verdict.reason
     assert "lora has a better mean, although some seed learned nothing" in found.verdict.reason

@@ -50,7 +50,7 @@ def test_noise_of_single_texts_counts_once():
     """Where seeds differ by nothing but the noise of single answers, V is that of a mean of all answers."""
     rng = np.random.default_rng(1)
     found = [known_of(rng.normal(0.0, 1.0, (6, 300))) for _ in range(60)]
-    # Counting it with the seeds and with the texts would give 2; a variance that is cut at 0 gives somewhat more than 1.
+    # Counting it with seeds and with texts would give 2; a variance cut at 0 gives somewhat more than 1.
     assert 0.9 < 1800 * np.mean([one.seeds + one.texts for one in found]) < 1.35
 
 

@@ -138,7 +138,7 @@ def test_rows_are_scored_ranked_and_judged_by_their_own_metric() -> None:
     assert ranked[0].mean > ranked[1].mean, "a high accuracy is good"
     assert ranked[2].mean < ranked[3].mean, "a low loss is good"
     assert [row.configuration.first.data for row in ranked] == ["easy", "easy", "hard", "hard"]
-    assert "highest mean accuracy" in comparison.verdict.reason and "lowest mean log loss" in comparison.verdict.reason
+    assert "(accuracy " in comparison.verdict.reason and "(log loss " in comparison.verdict.reason
     content = comparison.to_json()
     assert content["metric"] == "accuracy"
     assert [row["metric"] for row in content["rows"]] == ["accuracy", "accuracy", "log_loss", "log_loss"]

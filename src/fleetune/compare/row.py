@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from fleetune.methods import is_baseline
 
 Draws = Mapping[str, NDArray[np.float64]]
 """By trial id, its metric on each draw of texts `(draws,)`."""
+Standing = Literal["chosen", "tied", "behind", "ahead", "not comparable"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Row:
         texts: Number of texts scored.
         known: How sure the mean is; None where there is no score.
         draws: By seed, the metric on texts drawn anew `(draws,)`.
-        tied_with_best: Whether nothing tells it from the row that validation chooses on the same data.
+        standing: Where it stands against the row that validation chooses on the same data (`ties.py`).
     """
 
     configuration: Configuration
@@ -47,12 +48,17 @@ class Row:
     texts: int = 0
     known: Uncertainty | None = field(default=None, repr=False)
     draws: Mapping[int, NDArray[np.float64]] = field(default_factory=dict, repr=False)
-    tied_with_best: bool = False
+    standing: Standing = "not comparable"
 
     @property
     def name(self) -> str:
         """Name of the configuration."""
         return self.configuration.name
+
+    @property
+    def tied_with_best(self) -> bool:
+        """Whether nothing shows it to be worse than the row that validation chooses."""
+        return self.standing in ("chosen", "tied", "ahead")
 
     @property
     def is_baseline(self) -> bool:
@@ -152,6 +158,7 @@ class Row:
             "evaluation_texts_per_second": self.evaluation_texts_per_second,
             "bundle_bytes": self.bundle_bytes,
             "tied_with_best": self.tied_with_best,
+            "standing": self.standing,
             "baseline": self.is_baseline,
             "degenerate": bool(self.degenerate),
             "degenerate_seeds": {str(seed): reason for seed, reason in self.degenerate.items()},

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from fleetune.compare.intervals import CONFIDENCE, ROUNDING
 from fleetune.compare.pair import difference_of
-from fleetune.compare.row import Row
+from fleetune.compare.row import Row, Standing
 from fleetune.metrics import MINIMISED
 
 
@@ -42,7 +42,7 @@ def pooled_spread(rows: Sequence[Row]) -> SeedSpread | None:
 
 
 def with_ties(rows: Sequence[Row], chosen: Row | None, tests: int) -> list[Row]:
-    """Returns rows on the same data, each marked whether it is tied with `chosen`.
+    """Returns rows on the same data, each with its standing against `chosen`.
 
     Args:
         rows: The rows.
@@ -50,18 +50,21 @@ def with_ties(rows: Sequence[Row], chosen: Row | None, tests: int) -> list[Row]:
         tests: How many pairs are looked at.
     """
     spread = pooled_spread(rows)
-    return [replace(row, tied_with_best=_is_tied(row, chosen, spread, max(tests, 1))) for row in rows]
+    return [replace(row, standing=_standing(row, chosen, spread, max(tests, 1))) for row in rows]
 
 
-def _is_tied(row: Row, chosen: Row | None, spread: SeedSpread | None, tests: int) -> bool:
+def _standing(row: Row, chosen: Row | None, spread: SeedSpread | None, tests: int) -> Standing:
     if chosen is None or not math.isfinite(row.mean):
-        return False
-    if row is chosen or spread is None:
-        return True
+        return "not comparable"
+    if row is chosen:
+        return "chosen"
     found = difference_of(chosen, row)
-    if found is None:
-        return True
+    if found is None or (spread is None and not (row.is_baseline and chosen.is_baseline)):
+        return "tied"
+    spread = spread or SeedSpread(0.0, 0)
     seeds = sum(0.0 if one.is_baseline else 1.0 / len(one.scores) for one in (row, chosen))
     known = replace(found.known, seeds=spread.variance * seeds, seeds_degrees=spread.degrees)
     low, high = known.interval(chosen.mean - row.mean, (1.0 - CONFIDENCE) / tests)
-    return high >= -ROUNDING if row.metric in MINIMISED else low <= ROUNDING
+    if low <= ROUNDING and high >= -ROUNDING:
+        return "tied"
+    return "behind" if (low > 0) != (row.metric in MINIMISED) else "ahead"

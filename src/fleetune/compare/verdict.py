@@ -68,16 +68,15 @@ def verdict_on(rows: Sequence[Row], tests: Sequence[PairTest], split: str, cost:
         title = metric_title(rows[0].metric) if rows else "score"
         return Verdict(None, None, f"No configuration has a usable {title} on {split}: none is recommended.")
     if chosen.is_baseline:
-        return Verdict(
-            None, None, f"Only baselines have a usable {metric_title(chosen.metric)} on {split}: none is recommended."
-        )
-    ahead = [row for row in rows if row.is_baseline and _is_demonstrated_above(row, chosen, tests)]
-    if ahead:
+        title = metric_title(chosen.metric)
+        return Verdict(None, None, f"Nothing that was trained has a usable {title} on {split}: none is recommended.")
+    ahead = [row for row in rows if row.is_baseline and row.standing == "ahead"]
+    if ahead and len(chosen.scores) > 1:
         return Verdict(
             None,
             None,
-            f"The baseline {ahead[0].name} is better than {chosen.name}, the best of what was trained: "
-            f"{_against(ahead[0], chosen)} on {split}. None is recommended.",
+            f"No fine-tune comes up to the baseline {ahead[0].name}: validation chooses {chosen.name} among them "
+            f"({_against(chosen, ahead[0])} on {split}). None is recommended.",
         )
     if len(chosen.scores) < 2:
         return Verdict(None, None, " ".join([_one_seed(chosen, split), *_remarks(rows, chosen)]))
@@ -127,11 +126,6 @@ def _wins(chosen: Row, rows: Sequence[Row], tests: Sequence[PairTest]) -> bool:
 def _favours(test: PairTest, row: Row) -> bool:
     gain = test.difference if test.a == row.name else -test.difference
     return gain < 0 if test.metric in MINIMISED else gain > 0
-
-
-def _is_demonstrated_above(row: Row, chosen: Row, tests: Sequence[PairTest]) -> bool:
-    pairs = [test for test in tests if {test.a, test.b} == {row.name, chosen.name}]
-    return any(test.is_significant and _favours(test, row) for test in pairs)
 
 
 def _lead(recommended: Row, chosen: Row, tied: Sequence[Row], split: str, cost: Cost) -> str:
