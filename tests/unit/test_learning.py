@@ -45,7 +45,12 @@ def with_losses(
     ]
     held = {"validation": binary(right, texts), "test": binary(right, texts)}
     losses = [(step + 1, loss) for step, loss in enumerate(stepwise)]
-    plain = {"history": history, "losses": losses, "predictions": held, "best_step": history[-1]["step"]}
+    plain: dict[str, Any] = {
+        "history": history,
+        "losses": losses,
+        "predictions": held,
+        "best_step": history[-1]["step"],
+    }
     return replace(trial("lora", 0, NAMES), **(plain | changes))
 
 

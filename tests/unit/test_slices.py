@@ -186,7 +186,7 @@ def test_small_slices_multi_label_and_broken_logits_give_tables_without_warnings
             assert not any(one.is_weak for one in found if one.texts < 10)
             json.dumps([one.to_json() for one in found], allow_nan=False)
             where_it_loses(rows[0], rows[1:], "test", texts, metric)
-    assert len(frame(found)) == 18 and len(frame([])) == 0
+    assert len(frame(slice_scores(rows, "test", texts, "f1_macro"))) == 18 and len(frame([])) == 0
 
 
 def test_rows_without_predictions_are_passed_over_and_other_texts_refused() -> None:
