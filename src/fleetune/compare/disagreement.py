@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fleetune.compare.decisions import as_sets, check_same_texts, names_in, telling_trials
 from fleetune.compare.held_out import HeldOutTexts
 from fleetune.compare.result import TrialResult
 from fleetune.compare.row import Row
@@ -93,7 +94,7 @@ def disagreements(
     if len(voters) < 2:
         return []
     first = voters[0][1][0]
-    truth = _as_sets(first, first.predictions[split][0])
+    truth = as_sets(first, first.predictions[split][0])
     decided = np.stack([_decision(trials, split) for _, trials in voters])
     differing = _mean_difference(decided)
     right = (decided == truth).all(axis=2).mean(axis=0)
@@ -103,8 +104,8 @@ def disagreements(
             index=index,
             text=held_out.texts[index] if held_out else "",
             place=held_out.places[index] if held_out else "",
-            truth=_labels(first, truth[index]),
-            decisions={name: _labels(first, decided[who, index]) for who, (name, _) in enumerate(voters)},
+            truth=names_in(first, truth[index]),
+            decisions={name: names_in(first, decided[who, index]) for who, (name, _) in enumerate(voters)},
             right=float(right[index]),
         )
         for index in order[:limit].tolist()
@@ -148,36 +149,19 @@ def agreement_frame(found: Agreement) -> pd.DataFrame:
 
 
 def _voters(rows: Sequence[Row], split: str) -> list[tuple[str, list[TrialResult]]]:
-    found = [(row.name, [trial for trial in row.configuration.done if _tells(trial, row, split)]) for row in rows]
-    voters = [(name, trials) for name, trials in found if trials]
-    labels = [np.asarray(trial.predictions[split][0]) for _, trials in voters for trial in trials]
-    if any(not np.array_equal(labels[0], other) for other in labels[1:]):
-        raise ValueError(f"the configurations' predictions on {split} are not of the same texts")
-    return voters
-
-
-def _tells(trial: TrialResult, row: Row, split: str) -> bool:
-    labels, logits = trial.predictions.get(split, ((), ()))
-    if not len(labels) or trial.seed in row.degenerate or is_floor(trial.kind):
-        return False
-    return bool(np.isfinite(logits).all())
+    found = [(row.name, telling_trials(row, split)) for row in rows if not is_floor(row.configuration.first.kind)]
+    check_same_texts([trial for _, trials in found for trial in trials], split)
+    return [(name, trials) for name, trials in found if trials]
 
 
 def _decision(trials: Sequence[TrialResult], split: str) -> NDArray[np.bool_]:
     """Returns what most of the trials decide `(texts, num_labels)`; mean probability decides where they are even."""
-    votes = np.mean([_as_sets(trial, trial.decisions(split)) for trial in trials], axis=0)
+    votes = np.mean([as_sets(trial, trial.decisions(split)) for trial in trials], axis=0)
     sure = np.mean([trial.probabilities(split) for trial in trials], axis=0)
     if not trials[0].multi_label:
         return np.asarray(np.arange(votes.shape[1]) == (votes + TIE_BREAK * sure).argmax(axis=1)[:, None])
     needed = np.mean([np.broadcast_to(np.asarray(trial.thresholds(split)), sure.shape) for trial in trials], axis=0)
-    return np.where(np.isclose(votes, 0.5), predicted_sets(sure, needed) == 1, votes > 0.5)
-
-
-def _as_sets(trial: TrialResult, values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Returns labels `(texts,)` or `(texts, num_labels)` as whether each text has each `(texts, num_labels)`."""
-    if trial.multi_label:
-        return np.asarray(values) == 1
-    return np.asarray(values)[:, None] == np.arange(len(trial.label_names))
+    return np.asarray(np.where(np.isclose(votes, 0.5), predicted_sets(sure, needed) == 1, votes > 0.5))
 
 
 def _mean_difference(decided: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -185,7 +169,3 @@ def _mean_difference(decided: NDArray[np.bool_]) -> NDArray[np.float64]:
     size = len(decided)
     giving = decided.sum(axis=0, dtype=np.int64)
     return np.asarray((giving * (size - giving)).sum(axis=1) / (size * (size - 1) / 2))
-
-
-def _labels(trial: TrialResult, chosen: NDArray[np.bool_]) -> tuple[str, ...]:
-    return tuple(name for name, given in zip(trial.label_names, chosen.tolist(), strict=True) if given)

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fleetune.compare.decisions import as_sets
 from fleetune.compare.gaps import DRAWS, Scores, gap_between, holm, scores_on_parts, trials_on
 from fleetune.compare.held_out import HeldOutTexts
 from fleetune.compare.resampling import draws_of
-from fleetune.compare.result import TrialResult
 from fleetune.compare.row import CONFIDENCE, Row
 from fleetune.compare.slicing import FEWEST_TEXTS, LABEL, Slice, slices_of
 from fleetune.metrics import MINIMISED
@@ -244,7 +244,7 @@ def _check_sizes(rows: Sequence[Row], split: str, texts: int) -> None:
 def _label_scores(rows: Sequence[Row], split: str) -> list[tuple[Slice, list[Scores]]]:
     """Returns each label with the F1 of each row on it; labels that no text has are left out."""
     first = trials_on(rows[0], split)[0]
-    truth = _indicators(first, np.asarray(first.predictions[split][0]))
+    truth = as_sets(first, first.predictions[split][0])
     blocks = list(draws_of(len(truth), DRAWS))
     scores = [_label_f1(row, split, blocks) for row in rows]
     return [
@@ -261,20 +261,14 @@ def _label_f1(row: Row, split: str, blocks: Sequence[FloatArray]) -> tuple[Float
     """Returns F1 by seed `(seeds, num_labels)`, and its mean over seeds on each draw `(draws, num_labels)`."""
     seeds, drawn = [], []
     for trial in trials_on(row, split):
-        truth = _indicators(trial, np.asarray(trial.predictions[split][0]))
-        chosen = _indicators(trial, trial.decisions(split))
+        truth = as_sets(trial, trial.predictions[split][0]).astype(np.float64)
+        chosen = as_sets(trial, trial.decisions(split)).astype(np.float64)
         doubled, named = 2.0 * truth * chosen, truth + chosen
         if not np.isfinite(trial.predictions[split][1]).all():
             named = np.full_like(named, np.nan)
         seeds.append(_ratio(doubled.sum(axis=0), named.sum(axis=0)))
         drawn.append(np.concatenate([_ratio(block @ doubled, block @ named) for block in blocks]))
     return np.array(seeds), np.mean(drawn, axis=0)
-
-
-def _indicators(trial: TrialResult, values: NDArray[Any]) -> FloatArray:
-    if trial.multi_label:
-        return values.astype(np.float64)
-    return np.eye(len(trial.label_names))[values.astype(np.int64)]
 
 
 def _ratio(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
