@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleetune.compare.resampling import _score, draws_of, resampled
+from fleetune.compare.resampling import draws_of, resampled, score_of
 from fleetune.metrics import available_metrics, evaluate
 from tests.unit.synthetic_runs import trial
 
@@ -32,7 +32,7 @@ def test_a_draw_scores_as_the_texts_it_has(labels, several, metric, texts, seed)
     one = drawn(labels, several, texts, seed)
     truth, logits = one.predictions["test"]
     counts = np.random.default_rng(seed).multinomial(texts, np.full(texts, 1 / texts), size=3).astype(np.float64)
-    found = _score(one, "test", metric)(counts)
+    found = score_of(one, "test", metric)(counts)
     for row, score in zip(counts.astype(int), found, strict=True):
         chosen = np.repeat(np.arange(texts), row)
         wanted = evaluate(truth[chosen], logits[chosen], one.thresholds("test"))[metric]

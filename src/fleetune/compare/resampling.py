@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetune.compare.result import TrialResult
-from fleetune.metrics import CALIBRATION_BINS, predicted_classes, predicted_sets
+from fleetune.metrics import CALIBRATION_BINS
 from fleetune.runtime import random_stream
 
 FloatArray = NDArray[np.float64]
@@ -47,23 +47,38 @@ def resampled(trials: Sequence[TrialResult], split: str, metric: str, draws: int
     """
     if not trials:
         return np.empty((0, draws))
-    scores = [_score(trial, split, metric) for trial in trials]
+    scores = [score_of(trial, split, metric) for trial in trials]
     texts = len(trials[0].predictions[split][0])
     blocks = [np.stack([score(block) for score in scores]) for block in draws_of(texts, draws)]
     return np.concatenate(blocks, axis=1)
 
 
-def _score(trial: TrialResult, split: str, metric: str) -> Score:
+def draws_by_trial(trials: Sequence[TrialResult], split: str, metric: str) -> dict[str, FloatArray]:
+    """Returns by trial id its metric on texts drawn anew `(draws,)`; trials with as many texts see the same draws."""
+    by_size: dict[int, list[TrialResult]] = {}
+    for trial in trials:
+        by_size.setdefault(len(trial.predictions[split][0]), []).append(trial)
+    return {
+        trial.id: drawn
+        for members in by_size.values()
+        for trial, drawn in zip(members, resampled(members, split, metric), strict=True)
+    }
+
+
+def score_of(trial: TrialResult, split: str, metric: str, part: NDArray[np.int64] | None = None) -> Score:
+    """Returns the metric of `trial` as a function of draws of the split's texts, or of those numbered in `part`."""
     labels, logits = trial.predictions[split]
     probabilities = trial.probabilities(split)
+    chosen = trial.decisions(split)
+    if part is not None:
+        labels, logits, probabilities, chosen = labels[part], logits[part], probabilities[part], chosen[part]
     if not np.isfinite(probabilities).all():
         return lambda draws: np.full(len(draws), np.nan)
     if trial.multi_label:
-        truth = np.asarray(labels, dtype=np.float64)
-        chosen = predicted_sets(probabilities, trial.thresholds(split)).astype(np.float64)
-        return _multi_label(truth, chosen, probabilities, np.asarray(logits, dtype=np.float64), metric)
-    classes = np.asarray(labels, dtype=np.int64)
-    return _single_label(classes, predicted_classes(probabilities), probabilities, np.asarray(logits, float), metric)
+        return _multi_label(
+            labels.astype(np.float64), chosen.astype(np.float64), probabilities, logits.astype(np.float64), metric
+        )
+    return _single_label(labels.astype(np.int64), chosen, probabilities, logits.astype(np.float64), metric)
 
 
 def _single_label(

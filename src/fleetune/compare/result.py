@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fleetune.compare.learning import loss_at_chance
 from fleetune.methods import is_baseline, is_floor
 from fleetune.metrics import (
     BoolArray,
@@ -25,6 +26,8 @@ TrialStatus = Literal["done", "failed", "running", "pending"]
 Predictions = tuple[NDArray[Any], NDArray[np.float32]]
 Configuration = tuple[str, str, str, str, str, str]
 CHANCE_AREA = 0.5
+CLEARLY_LEARNED = 0.5
+"""Share of the way from chance to perfect from which decisions outweigh a loss at chance."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,8 @@ class TrialResult:
         Degenerate are logits that are not numbers, one and the same prediction for every text, where texts have one
         label each, no more right answers than the most frequent class gets, and where they may have several, a mean
         ROC-AUC no higher than chance: tuned thresholds find something to part even where nothing was learned.
+        So is a loss that never left chance, unless the decisions are half way from chance to perfect: logits may be
+        tiny and in the right order.
         A baseline may get fewer right, for it may not know which class is frequent; and the one that is meant to learn
         nothing is not degenerate.
         """
@@ -186,7 +191,15 @@ class TrialResult:
             return f"accuracy {right:.3f} is not above the majority class's {majority:.3f}"
         if self.multi_label and (area := self.scores(split)["roc_auc"]) <= CHANCE_AREA:
             return f"the mean ROC-AUC over labels, {area:.3f}, is not above chance"
+        if (reason := loss_at_chance(self)) and not self._clearly_learned(split):
+            return f"loss at chance: {reason}"
         return None
+
+    def _clearly_learned(self, split: str) -> bool:
+        if self.multi_label:
+            return self.scores(split)["roc_auc"] >= CHANCE_AREA + CLEARLY_LEARNED * (1.0 - CHANCE_AREA)
+        majority = majority_share(self.predictions[split][0])
+        return float(self.correct(split).mean()) >= majority + CLEARLY_LEARNED * (1.0 - majority)
 
     def _described(self, decision: Any) -> str:
         if self.multi_label:

@@ -8,13 +8,10 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fleetune.compare.claims import Claim, claims_on
 from fleetune.compare.configuration import Configuration, group
 from fleetune.compare.pair import PairTest, tested
-from fleetune.compare.resampling import resampled
+from fleetune.compare.resampling import draws_by_trial
 from fleetune.compare.result import TrialResult
 from fleetune.compare.row import Row, scored_trials, summed_up
 from fleetune.compare.ties import with_ties
@@ -156,7 +153,7 @@ def _compared(
     configurations: Sequence[Configuration], split: str, metric: str | None, cost: Cost, pairs: Pairs
 ) -> _OnOneData:
     metric = metric or configurations[0].first.metric
-    draws = _draws(configurations, split, metric)
+    draws = draws_by_trial([trial for one in configurations for trial in scored_trials(one, split)], split, metric)
     rows = [summed_up(one, split, metric, draws) for one in configurations]
     chosen = chosen_row(rows)
     asked = _asked(rows, chosen, "all" if split == "validation" else pairs)
@@ -166,19 +163,6 @@ def _compared(
         tests = [test for test in tests if chosen.name in (test.a, test.b)]
     verdict = verdict_on(rows, tests, split, cost)
     return _OnOneData(rows, tests, claims_on(rows, tests, split), verdict, chosen.name if chosen else None)
-
-
-def _draws(configurations: Sequence[Configuration], split: str, metric: str) -> dict[str, NDArray[np.float64]]:
-    """Returns by trial its metric on texts drawn anew; trials with as many texts see the same draws."""
-    by_size: dict[int, list[TrialResult]] = {}
-    for one in configurations:
-        for trial in scored_trials(one, split):
-            by_size.setdefault(len(trial.predictions[split][0]), []).append(trial)
-    return {
-        trial.id: drawn
-        for trials in by_size.values()
-        for trial, drawn in zip(trials, resampled(trials, split, metric), strict=True)
-    }
 
 
 def _asked(rows: Sequence[Row], chosen: Row | None, pairs: Pairs) -> list[tuple[Row, Row]]:

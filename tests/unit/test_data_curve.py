@@ -1,0 +1,96 @@
+"""Points of a learning curve over data size, and what may be said of more labels."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fleetune.compare.data_curve import CurvePoint, data_curve, frame, more_labels_help
+from fleetune.compare.result import TrialResult
+from tests.unit.synthetic_runs import trial
+
+NAMES = ["no", "yes"]
+
+
+def sized(kind: str, seed: int, share: float, accuracy: float, **changes: Any) -> TrialResult:
+    labels = np.arange(100) % 2
+    chosen = np.where(np.arange(100) < round(100 * accuracy), labels, 1 - labels)
+    logits = (np.stack([1.0 - chosen, chosen], axis=1) * 4).astype(np.float32)
+    fixed: dict[str, Any] = {"predictions": {"test": (labels, logits)}, "metric": "accuracy"}
+    fixed |= {"train_share": share, "train_texts": round(900 * share)}
+    return trial(kind, seed, NAMES, **(fixed | changes))
+
+
+def curve(scores: dict[float, list[float]], kind: str = "lora") -> list[TrialResult]:
+    return [sized(kind, seed, share, score) for share, seeds in scores.items() for seed, score in enumerate(seeds)]
+
+
+def test_points_are_of_configurations_trained_at_two_shares_or_more() -> None:
+    trials = curve({1.0: [0.9, 0.92], 0.1: [0.6, 0.7], 0.3: [0.8, 0.8]}) + curve({1.0: [0.8, 0.8]}, "head")
+    points = data_curve(trials, "test")
+    assert [(one.name, one.share, one.texts) for one in points] == [
+        ("lora", 0.1, 90),
+        ("lora", 0.3, 270),
+        ("lora", 1.0, 900),
+    ]
+    half = stats.t.ppf(0.975, 1) * np.std([0.9, 0.92], ddof=1) / np.sqrt(2)
+    assert points[2].mean == pytest.approx(0.91)
+    assert points[2].interval == pytest.approx((max(0.91 - half, 0), min(0.91 + half, 1)))
+    assert points[0].scores == pytest.approx({0: 0.6, 1: 0.7})
+    json.dumps([one.to_json() for one in points])
+    assert list(frame(points)["mean"]) == pytest.approx([0.65, 0.8, 0.91]) and len(frame([])) == 0
+
+
+def test_failed_trials_are_counted_and_a_share_without_scores_is_no_point() -> None:
+    trials = curve({0.3: [0.8, 0.8], 1.0: [0.9, 0.9]})
+    trials.append(sized("lora", 2, 0.3, 0.5, status="failed", predictions={}))
+    trials.append(sized("lora", 0, 0.1, 0.5, status="failed", predictions={}))
+    assert [(one.share, one.failed) for one in data_curve(trials, "test")] == [(0.3, 1), (1.0, 0)]
+
+
+def test_more_labels_help_where_every_seed_gained_alike() -> None:
+    points = data_curve(curve({0.3: [0.80, 0.81, 0.82, 0.80], 1.0: [0.90, 0.92, 0.92, 0.91]}), "test")
+    said = more_labels_help(points) or ""
+    assert said.startswith("lora: yes") and "30 % (270) to 100 % (900)" in said
+    low, high = map(float, re.findall(r"seeds (\S+) to (\S+)\)", said)[0])
+    gains = np.array([0.10, 0.11, 0.10, 0.11])
+    expected = stats.t.interval(0.95, 3, gains.mean(), gains.std(ddof=1) / 2)
+    assert (low, high) == pytest.approx(expected, abs=6e-4)
+
+
+def test_nothing_is_claimed_of_one_seed_of_equal_gains_or_of_a_loss() -> None:
+    assert "fewer than two seeds" in (more_labels_help(data_curve(curve({0.3: [0.5], 1.0: [0.9]}), "test")) or "")
+    equal = more_labels_help(data_curve(curve({0.3: [0.5, 0.6], 1.0: [0.6, 0.7]}), "test")) or ""
+    assert "not shown" in equal
+    worse = curve({0.3: [0.80, 0.81, 0.82], 1.0: [0.60, 0.62, 0.61]})
+    assert "not shown" in (more_labels_help(data_curve(worse, "test")) or "")
+    assert more_labels_help([]) is None
+
+
+def test_a_falling_loss_is_a_gain() -> None:
+    points = data_curve(curve({0.3: [0.80, 0.81, 0.82], 1.0: [0.90, 0.92, 0.92]}), "test", "log_loss")
+    assert points[1].mean < points[0].mean
+    assert ": yes" in (more_labels_help(points) or "")
+
+
+def test_seeds_that_are_not_at_both_sizes_are_not_paired() -> None:
+    trials = [*curve({0.3: [0.5, 0.6, 0.6]}), sized("lora", 7, 1.0, 0.9)]
+    assert "fewer than two seeds" in (more_labels_help(data_curve(trials, "test")) or "")
+
+
+def test_many_flat_curves_together_rarely_claim_a_gain() -> None:
+    rng = np.random.default_rng(3)
+    claims = 0
+    for _ in range(400):
+        points = [
+            CurvePoint(f"c{name}", "d", "accuracy", share, None, dict(enumerate(rng.normal(0.8, 0.02, 4))), 0.8, None)
+            for name in range(8)
+            for share in (0.5, 1.0)
+        ]
+        claims += ": yes" in (more_labels_help(points) or "")
+    assert 0 < claims <= 400 * 0.025 + 3 * (400 * 0.025) ** 0.5
