@@ -97,21 +97,16 @@ def uncertainty(scores: Sequence[float], draws: FloatArray, texts: int) -> Uncer
     """
     seeds = len(scores)
     # Texts drawn from N have a variance that is (N - 1) / N of the true one.
-    of_texts = _texts_variance(draws) * texts / max(texts - 1, 1)
-    of_seeds = float(np.var(scores, ddof=1)) / seeds if seeds > 1 else 0.0
-    return Uncertainty(of_seeds, max(seeds - 1, 0), of_texts, texts - 1)
-
-
-def _texts_variance(draws: FloatArray) -> float:
-    """Returns the mean covariance over draws between different seeds; of one seed, its variance."""
-    seeds = len(draws)
-    if draws.shape[1] < 2:
-        return 0.0
-    of_mean = float(draws.mean(axis=0).var(ddof=1))
+    drawn = draws - draws.mean(axis=1, keepdims=True)
+    of_each = float((drawn**2).sum(axis=1).mean()) / max(draws.shape[1] - 1, 1) * texts / max(texts - 1, 1)
     if seeds < 2:
-        return of_mean
-    of_each = float(draws.var(axis=1, ddof=1).mean())
-    return max((of_mean * seeds - of_each) / (seeds - 1), 0.0)
+        return Uncertainty(0.0, 0, of_each, texts - 1)
+    of_mean = float((drawn.mean(axis=0) ** 2).sum()) / max(draws.shape[1] - 1, 1) * texts / max(texts - 1, 1)
+    of_seeds = float(np.var(scores, ddof=1)) / seeds
+    shared = (of_mean * seeds - of_each) / (seeds - 1)
+    # V is at least that of S times as many independent answers, of_each / S. With few seeds both estimates can be near
+    # 0 at once; what lies below half of that is chance.
+    return Uncertainty(of_seeds, seeds - 1, max(shared, of_each / seeds / 2.0 - of_seeds, 0.0), texts - 1)
 
 
 def score_interval(mean: float, known: Uncertainty, metric: str, texts: int) -> Interval:
