@@ -23,7 +23,7 @@ from fleetune.thresholds import NEUTRAL, final_thresholds, validation_thresholds
 
 TrialStatus = Literal["done", "failed", "running", "pending"]
 Predictions = tuple[NDArray[Any], NDArray[np.float32]]
-Configuration = tuple[str, str, str, str, str, str]
+Configuration = tuple[str, ...]
 CHANCE_AREA = 0.5
 
 
@@ -114,6 +114,7 @@ class TrialResult:
             self.kind,
             _canonical(self.settings),
             _canonical({key: value for key, value in self.training.items() if key not in ("seed", "seeds")}),
+            f"{self.train_share:g}",
         )
 
     def probabilities(self, split: str) -> NDArray[np.float64]:
