@@ -190,7 +190,7 @@ def test_an_old_ledger_becomes_a_new_one_and_loses_nothing(tmp_path: Path, seen_
     ledger.begin_attempt({})
     ledger.record_step(stepped("b", 2))
     ledger.record_evaluation(Evaluated("b", 2, 0.2, {"accuracy": 0.5}, True, texts=7, seconds=0.5))
-    assert ledger.work_of("b") == (80, 1)
+    assert ledger.evaluations_of("b") == 1
     ledger.finish_trial(Finished("b", 2, 2, False, 1.5, {}, None, 5, 0.25), 7, 3, 1e9, 1e6)
     ledger.close()
     with LedgerReader(tmp_path) as reader:
@@ -202,20 +202,15 @@ def test_an_old_ledger_becomes_a_new_one_and_loses_nothing(tmp_path: Path, seen_
     assert len(uses) == seen_before
 
 
-def test_what_a_trial_did_adds_up_over_attempts_and_counts_repeated_steps_once(ledger: Ledger, tmp_path: Path):
+def test_evaluations_add_up_over_attempts_and_a_repeated_one_counts_once(ledger: Ledger, tmp_path: Path):
     def evaluated(step: int) -> Evaluated:
         return Evaluated("a", step, step / 10, {"accuracy": 0.5, "loss": 0.7}, True, texts=20, seconds=0.5)
 
-    for event in (stepped("a", 1), stepped("a", 2), stepped("a", 3)):
-        ledger.record_step(event)
     ledger.record_evaluation(evaluated(2))
     ledger.begin_attempt({})
-    for step in (2, 3, 4):
-        ledger.record_step(stepped("a", step))
     ledger.record_evaluation(evaluated(2))
     ledger.record_evaluation(evaluated(4))
-    assert ledger.work_of("a") == (4 * 40, 2)
-    assert ledger.work_of("b") == (0, 0)
+    assert (ledger.evaluations_of("a"), ledger.evaluations_of("b")) == (2, 0)
     ledger.finish_trial(Finished("a", 4, 2, False, 1.5, {}, None, 10, 0.25), 7, 3)
     with LedgerReader(tmp_path) as reader:
         (row,) = reader.rows("SELECT evaluation_texts, evaluation_seconds FROM trials WHERE id = 'a'")

@@ -47,7 +47,7 @@ class Finished:
 
     `parameters` is how many values a baseline fitted, which is known only now. `evaluated_texts` were read for the
     predictions in `evaluation_seconds`, the trial's share of its fleet's time; those of its evaluations before are not
-    among them.
+    among them. `trained_tokens` are those of all its steps.
     """
 
     trial: str
@@ -59,6 +59,7 @@ class Finished:
     parameters: int | None = None
     evaluated_texts: int = 0
     evaluation_seconds: float = 0.0
+    trained_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -384,4 +384,5 @@ class Fleet:
                 predictions=predictions[trial.slot],
                 evaluated_texts=read[trial.slot],
                 evaluation_seconds=read[trial.slot] * seconds_a_text,
+                trained_tokens=trial.trained_tokens(self.data.tokens.lengths),
             )

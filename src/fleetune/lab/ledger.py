@@ -114,15 +114,10 @@ class Ledger:
             )  # fmt: skip
             self._add_evaluated(event.trial, event.texts, event.seconds)
 
-    def work_of(self, trial: str) -> tuple[int, int]:
-        """Returns the tokens of a trial's training steps and the number of its evaluations, over all attempts.
-
-        What an interruption made it do twice counts once.
-        """
-        (tokens,) = self._db.execute("SELECT coalesce(sum(tokens), 0) FROM steps WHERE trial = ?", (trial,)).fetchone()
+    def evaluations_of(self, trial: str) -> int:
+        """Returns how many evaluations a trial had in all attempts; one that was made twice counts once."""
         query = "SELECT count(DISTINCT step) FROM metrics WHERE trial = ?"
-        (evaluations,) = self._db.execute(query, (trial,)).fetchone()
-        return tokens, evaluations
+        return int(self._db.execute(query, (trial,)).fetchone()[0])
 
     def finish_trial(
         self,

@@ -265,7 +265,7 @@ class _Run:
                     event,
                     peak_bytes(),
                     _classifier_bytes(path.parent),
-                    costs.of_trial(method, *self.ledger.work_of(event.trial)),
+                    costs.of_trial(method, event.trained_tokens, self.ledger.evaluations_of(event.trial)),
                     costs.of_serving(method),
                 )
 
