@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from fleetune.errors import RecipeError
 from fleetune.lab.folder import RunFolder, default_folder
 from fleetune.lab.notices import Said, Watch, unwatched
-from fleetune.lab.recipe import Document, Recipe, load_recipe, recipe_from
+from fleetune.lab.overrides import Document
+from fleetune.lab.recipe import Recipe, load_recipe, recipe_from
 from fleetune.methods.base import Method
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class Experiment:
             watch: Is told what happens.
             executor: Trains the fleets; in this process by default.
         """
-        return run_recipe(self.recipe, self.folder, watch, executor)
+        return run_recipe(self.recipe, self.folder, watch, executor, seen_by="python")
 
 
 def run_recipe(
@@ -134,16 +135,27 @@ def run_recipe(
     watch: Watch = unwatched,
     executor: Executor | None = None,
     command: str | None = None,
+    seen_by: str = "run",
 ) -> ExperimentResult:
-    """Trains `recipe` in `folder`, compares and writes the report."""
+    """Trains `recipe` in `folder`, compares and writes the report.
+
+    Args:
+        recipe: What to train.
+        folder: The run's folder.
+        watch: Is told what happens.
+        executor: Trains the fleets; in this process by default.
+        command: What the report says repeats the run.
+        seen_by: What the ledger notes as the one that looks at scores on test.
+    """
     from fleetune.compare.summary import compare
     from fleetune.lab.results import load_results
     from fleetune.lab.runner import run
+    from fleetune.lab.test_uses import log_scores
     from fleetune.report.figures.trial import trial_pictures
     from fleetune.report.html import write_report
 
     summary = run(recipe, folder, watch, executor, command, trial_pictures)
-    results = load_results(folder)
+    results = log_scores(load_results(folder), seen_by)
     page = None
     if any(trial.status == "done" for trial in results.trials):
         watch(Said("writing the report"))

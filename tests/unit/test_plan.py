@@ -139,6 +139,52 @@ def test_fleets_share_data_backbone_and_precision_and_full_fine_tuning_is_alone(
     assert len(found) == 8
 
 
+CURVE = {"path": "reviews.csv", "curve": [0.1, 0.5]}
+
+
+def test_a_curve_trains_each_configuration_and_seed_at_every_share():
+    made = planned(
+        data=CURVE,
+        training={"seeds": 2},
+        method=[{"kind": "lora", "rank": [2, 4]}, {"kind": "majority"}, {"kind": "zero_shot"}],
+    )
+    found = [(trial.name, trial.train_share, trial.seed) for trial in made.trials]
+    assert found[:6] == [("lora r=2", share, seed) for share in (0.1, 0.5, 1.0) for seed in (0, 1)]
+    assert found[12:] == [("majority", 0.1, 0), ("majority", 0.5, 0), ("majority", 1.0, 0), ("zero_shot", 1.0, 0)]
+    assert len({trial.id for trial in made.trials}) == len(made.trials)
+    assert made.trials[0].label == "lora r=2 seed 0 · 10 % of the texts"
+    assert made.trials[4].label == "lora r=2 seed 0"
+    assert {trial.entry for trial in made.trials[:12]} == {"lora"}
+
+
+def test_trials_of_one_share_form_their_own_fleets():
+    made = planned(data=CURVE, training={"seeds": 2}, method=[{"kind": "lora"}, {"kind": "head"}, {"kind": "tfidf"}])
+    shares = [{trial.train_share for trial in fleet.trials} for fleet in made.fleets]
+    assert all(len(one) == 1 for one in shares)
+    assert [(fleet.train_share, len(fleet.trials)) for fleet in made.fleets if not fleet.is_baseline] == [
+        (0.1, 4), (0.5, 4), (1.0, 4),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("hashes", [None, {"reviews": "h"}])
+def test_what_was_trained_on_all_texts_keeps_its_id_beside_a_curve_slices_and_another_cost(hashes: Any):
+    old = {trial.label: trial.id for trial in planned(hashes).trials}
+    data = {**CURVE, "slices": ["source"]}
+    made = planned(hashes, data=data, compare={"cost": "seconds"}).trials
+    assert {trial.label: trial.id for trial in made if trial.train_share == 1.0} == old
+    other = planned(hashes, data={**CURVE, "split": {"seed": 1}}).trials
+    few = {trial.label: trial.id for trial in made if trial.train_share < 1.0}
+    assert all(few[trial.label] != trial.id for trial in other if trial.train_share < 1.0)
+
+
+# As they were before a trial could have fewer texts than all; a new setting of [training] changes them too.
+KNOWN_IDS = ["b458b697163e", "6b54d170b262", "10c2b0d39ab6"]
+
+
+def test_ids_of_earlier_versions_still_hold():
+    assert [trial.id for trial in planned({"reviews": "h"}).trials] == KNOWN_IDS
+
+
 @given(st.integers(1, 60), st.integers(1, 20))
 def test_fleets_are_bounded_even_and_hold_every_trial_once(seeds: int, bound: int):
     recipe = recipe_from(

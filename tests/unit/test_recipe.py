@@ -93,6 +93,18 @@ def test_a_method_overrides_training_and_seeds_of_its_own_trials_alone():
         ({"backbone": {"model": 3}}, "[backbone].model = 3: a string in quotes was expected"),
         ({"backbone": [{"model": "a/x"}, {"model": "b/x"}]}, "two entries of [[backbone]] are called 'x'"),
         ({"data": {"path": "x.csv", "split": {"validation": 0.6, "test": 0.5}}}, "no texts to train on"),
+        ({"data": {"path": "x.csv", "curve": 0.1}}, "[data].curve = 0.1: a list was expected"),
+        ({"data": {"path": "x.csv", "curve": [0.1, 1.5]}}, "a share of the training texts lies above 0 and up to 1"),
+        ({"data": {"path": "x.csv", "curve": [0, 1]}}, "lies above 0 and up to 1; got 0.0"),
+        ({"data": {"path": "x.csv", "curve": [float("nan")]}}, "[data].curve"),
+        ({"data": {"path": "x.csv", "curve": [1.0]}}, "a curve has at least two shares, such as [0.1, 0.3, 1.0]"),
+        ({"data": {"path": "x.csv", "curve": []}}, "a curve has at least two shares"),
+        ({"data": {"path": "x.csv", "slices": "source"}}, '[data].slices = "source": a list was expected'),
+        ({"data": {"path": "x.csv", "slice": ["source"]}}, "did you mean 'slices'?"),
+        ({"compare": {"cost": "second"}}, "r.toml: [compare].cost = \"second\": 'trainable', 'bundle_bytes',"),
+        ({"compare": {"cost": "second"}}, "'serving' was expected; did you mean 'seconds'?"),
+        ({"compare": {"costs": "seconds"}}, "r.toml: [compare].costs is not a known key; did you mean 'cost'?"),
+        ({"compare": "seconds"}, "compare is a table; write [compare] above its keys"),
     ],
 )  # fmt: skip
 def test_a_fault_is_named_with_its_place(tables: dict[str, Any], expected: str):
@@ -210,3 +222,18 @@ def test_track_below_a_table_is_told_where_it_belongs():
     document = {"data": {"path": "x.csv"}, "backbone": {"model": "m"}, "method": [{"kind": "head", "track": ["wandb"]}]}
     with pytest.raises(RecipeError, match="stands above all tables"):
         recipe_from(document, Path(), "recipe.toml")
+
+
+def test_a_curve_ends_with_all_texts_and_a_recipe_without_one_has_them_alone():
+    assert recipe(data={"path": "x.csv", "curve": [0.3, 0.1]}).data[0].train_shares == [0.1, 0.3, 1.0]
+    assert recipe(data={"path": "x.csv", "curve": [1, 0.5, 0.5]}).data[0].train_shares == [0.5, 1.0]
+    assert recipe().data[0].train_shares == [1.0]
+
+
+def test_slices_a_curve_and_the_cost_survive_freezing():
+    made = recipe(data={"path": "x.csv", "curve": [0.1], "slices": ["source", "language"]}, compare={"cost": "serving"})
+    again = recipe_from(resolved(made), Path("/elsewhere"), "frozen.toml")
+    assert (again.cost, again.data[0].curve, again.data[0].slices) == ("serving", [0.1, 1.0], ["source", "language"])
+    assert recipe().cost == "trainable" and resolved(recipe())["compare"] == {"cost": "trainable"}
+    assert not {"slices", "curve"} & resolved(recipe())["data"][0].keys()
+    assert recipe_from(apply_overrides(MINIMAL, ["compare.cost=seconds"]), Path("/base"), "r.toml").cost == "seconds"

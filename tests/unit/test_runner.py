@@ -13,9 +13,10 @@ import pytest
 
 from fleetune.compare.summary import compare
 from fleetune.engine.events import Evaluated, Event, Failed, Finished, Stepped
-from fleetune.errors import MethodError, RecipeError, RunLockedError
+from fleetune.errors import MethodError, RecipeError, RunError, RunLockedError
 from fleetune.lab.executors.base import BackboneFacts, FleetJob, StartedFleet
 from fleetune.lab.export import choose_trial
+from fleetune.lab.ledger import LedgerReader
 from fleetune.lab.lock import RunLock
 from fleetune.lab.notices import FleetOpened, Notice, RunOpened, Said
 from fleetune.lab.predictions import read_predictions
@@ -24,6 +25,7 @@ from fleetune.lab.results import load_results
 from fleetune.lab.runner import run
 from fleetune.lab.signals import RunInterrupted
 from fleetune.lab.status import read_status
+from fleetune.lab.test_uses import log_scores
 
 STEPS = 4
 
@@ -56,10 +58,15 @@ class FakeExecutor:
                         fault()
                     yield Stepped(spec.id, step, STEPS, step / STEPS, 1.0 / step, 1e-3, 1.0, 4, 40)
                     yield Evaluated(
-                        spec.id, step, step / STEPS, {"accuracy": 0.5 + spec.seed / 10, "roc_auc": np.nan}, step == 2
-                    )
+                        spec.id, step, step / STEPS, {"accuracy": 0.5 + spec.seed / 10, "roc_auc": np.nan}, step == 2,
+                        texts=len(job.data.splits["validation"]), seconds=0.5,
+                    )  # fmt: skip
             for spec in running:
-                yield Finished(spec.id, STEPS, 2, False, 1.0, self._predictions(job, spec.seed))
+                made = self._predictions(job, spec.seed)
+                yield Finished(
+                    spec.id, STEPS, 2, False, 1.0, made,
+                    evaluated_texts=len(made["test"]), evaluation_seconds=0.5, trained_tokens=STEPS * 40,
+                )  # fmt: skip
         finally:
             self.closed += 1
 
@@ -279,3 +286,152 @@ def test_what_does_not_fit_one_fleet_stops_no_other(write_recipe: Callable[..., 
     other = load_recipe(write_recipe(method=[{"kind": "full"}]))
     with pytest.raises(MethodError, match="does not fit"):
         run(other, folder.parent / "alone", executor=FakeExecutor({"full": MethodError("it does not fit")}))
+
+
+def with_sources(recipe: Path) -> None:
+    """Gives the recipe's texts two columns of the user's, one of them with an empty cell."""
+    path = recipe.parent / "reviews.csv"
+    header, *lines = path.read_text().splitlines()
+    sourced = [f"{line},{('web', 'mail')[n % 2]},{('en', '')[n % 5 == 0]}" for n, line in enumerate(lines)]
+    path.write_text("\n".join([f"{header},source,language", *sourced]) + "\n")
+
+
+DATA = {"path": "reviews.csv", "leaks": "drop", "split": {"validation": 0.2, "test": 0.2}}
+
+
+def test_held_out_texts_stand_in_the_order_of_the_predictions(write_recipe: Callable[..., Path], folder: Path):
+    path = write_recipe(data={**DATA, "slices": ["source", "language"]})
+    with_sources(path)
+    run(load_recipe(path), folder, executor=FakeExecutor())
+    results = load_results(folder)
+    assert list(results.texts) == ["reviews"]
+    rows = (path.parent / "reviews.csv").read_text().splitlines()
+    for split, (labels, _) in results.trials[0].predictions.items():
+        held_out = results.texts["reviews"][split]
+        assert len(held_out.texts) == len(labels) > 10
+        assert held_out.tokens is not None
+        for number, (text, place) in enumerate(zip(held_out.texts, held_out.places, strict=True)):
+            file, _, line = place.rpartition(":")
+            cells = rows[int(line) - 1].split(",")
+            assert (file, text) == ("reviews.csv", cells[0])
+            assert results.trials[0].label_names[labels[number]] == cells[1]
+            assert held_out.slices["source"][number] == cells[2]
+            assert held_out.slices["language"][number] == (cells[3] or "(empty)")
+            assert held_out.tokens[number] == len(text.split()) + 2
+    with LedgerReader(folder) as ledger:
+        assert ledger.rows("SELECT * FROM artifacts WHERE path = 'data/held_out.parquet'")
+
+
+def test_slices_and_cost_of_a_finished_run_may_change_and_train_nothing(
+    write_recipe: Callable[..., Path], folder: Path
+):
+    path = write_recipe(data=DATA)
+    with_sources(path)
+    run(load_recipe(path), folder, executor=FakeExecutor())
+    assert load_results(folder).texts["reviews"]["test"].slices == {}
+    (folder / "data" / "held_out.parquet").unlink()
+    assert dict(load_results(folder).texts) == {}
+    again = FakeExecutor()
+    later = load_recipe(write_recipe(data={**DATA, "slices": ["source"]}, compare={"cost": "seconds"}, track=[]))
+    with_sources(path)
+    assert run(later, folder, executor=again).skipped == 4 and again.jobs == []
+    results = load_results(folder)
+    assert set(results.texts["reviews"]["test"].slices["source"]) == {"web", "mail"}
+    assert results.cost == "seconds"
+    frozen = load_recipe(folder / "recipe.toml")
+    assert (frozen.cost, frozen.data[0].slices) == ("seconds", ["source"])
+    assert run(frozen, folder, executor=again).skipped == 4
+
+
+def test_a_damaged_file_of_texts_is_named_and_written_anew(recipe: Recipe, folder: Path):
+    run(recipe, folder, executor=FakeExecutor())
+    path = folder / "data" / "held_out.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(RunError, match=r"held_out\.parquet cannot be read"):
+        load_results(folder).texts["reviews"]
+    run(recipe, folder, executor=FakeExecutor())
+    assert load_results(folder).texts["reviews"]["test"].texts
+
+
+def test_sums_of_an_interrupted_trial_go_on(recipe: Recipe, folder: Path):
+    executor = FakeExecutor({"head": lambda: os.kill(os.getpid(), signal.SIGINT)})
+    with pytest.raises(RunInterrupted):
+        run(recipe, folder, executor=executor)
+    run(recipe, folder, executor=FakeExecutor())
+    resumed = load_results(folder).trials
+    run(recipe, folder.parent / "whole", executor=FakeExecutor())
+    whole = load_results(folder.parent / "whole").trials
+    assert [trial.operations for trial in resumed] == [trial.operations for trial in whole]
+    with LedgerReader(folder) as ledger:
+        rows = ledger.rows("SELECT evaluation_texts, evaluation_seconds FROM trials ORDER BY position")
+    texts = {split: len(labels) for split, (labels, _) in whole[0].predictions.items()}
+    evaluations = rows[0]["evaluation_seconds"] / 0.5 - 1
+    # The first ones were made twice, and their texts were read twice.
+    assert evaluations > STEPS
+    assert rows[0]["evaluation_texts"] == texts["test"] + texts["validation"] * evaluations
+
+
+def test_costs_are_those_of_the_plain_computation(recipe: Recipe, folder: Path):
+    run(recipe, folder, executor=FakeExecutor())
+    results = load_results(folder)
+    lora, head = results.trials[0], results.trials[2]
+    # Two layers: four products of width 32, two between 32 and 48.
+    forward = 2 * 2 * (4 * 32 * 32 + 2 * 32 * 48)
+    held = results.texts["reviews"]
+    tokens = {split: int(np.asarray(one.tokens).sum()) for split, one in held.items()}
+    read = STEPS * tokens["validation"] + tokens["test"]
+    assert head.operations == pytest.approx(STEPS * 40 * forward + read * forward)
+    assert lora.operations == pytest.approx(STEPS * 40 * 2 * forward + read * forward)
+    assert lora.serving_operations is not None and head.serving_operations is not None
+    # Rank 2 at query and value of both layers.
+    assert lora.serving_operations / head.serving_operations == pytest.approx(1 + 2 * 512 / forward)
+    assert lora.evaluation_texts_per_second == pytest.approx(
+        (STEPS * len(held["validation"].texts) + len(held["test"].texts)) / (STEPS * 0.5 + 0.5)
+    )
+    assert (lora.entry, lora.train_share, lora.train_texts) == ("lora", 1.0, results.audits[0]["train"])
+
+
+def test_a_curve_trains_on_parts_of_the_training_texts_alone(write_recipe: Callable[..., Path], folder: Path):
+    path = write_recipe(data={**DATA, "curve": [0.25, 0.5]}, method=[{"kind": "lora", "rank": [2, 4], "seeds": 1}])
+    jobs: list[FleetJob] = []
+
+    class Listening(FakeExecutor):
+        def start(self, job: FleetJob) -> StartedFleet:
+            jobs.append(job)
+            return super().start(job)
+
+    run(load_recipe(path), folder, executor=Listening())
+    parts = [set(job.data.splits["train"].tolist()) for job in jobs]
+    assert parts[0] < parts[1] < parts[2]
+    assert all(job.dataset.splits["train"] is job.data.splits["train"] for job in jobs)
+    assert all((job.data.splits["test"] == jobs[0].data.splits["test"]).all() for job in jobs)
+    results = load_results(folder)
+    assert [(t.train_share, t.train_texts) for t in results.trials] == [
+        (share, len(part)) for share, part in zip((0.25, 0.5, 1.0), parts, strict=True)
+    ] * 2
+    assert len({trial.configuration for trial in results.trials}) == 6
+    assert {trial.entry for trial in results.trials} == {"lora"}
+    assert read_status(folder).trials[0].label == "lora r=2 seed 0 · 25 % of the texts"
+    assert choose_trial(results, "best").train_share == 1.0
+    assert choose_trial(results, "lora r=4 seed 0").train_share == 1.0
+    assert choose_trial(results, results.trials[0].id).train_share == 0.25
+
+
+def test_looks_at_test_scores_are_counted_where_there_are_some(recipe: Recipe, folder: Path):
+    run(recipe, folder, executor=FakeExecutor({"lora": "nan"}))
+    results = load_results(folder)
+    assert results.test_uses == []
+    seen = log_scores(log_scores(results, "compare", "f1_macro"), "report")
+    assert [(use.command, use.metric, use.configurations) for use in seen.test_uses] == [
+        ("compare", "f1_macro", 1),
+        ("report", "accuracy", 1),
+    ]
+    assert load_results(folder).test_uses == seen.test_uses
+
+
+def test_a_run_without_a_test_split_counts_no_look(write_recipe: Callable[..., Path], folder: Path):
+    recipe = load_recipe(write_recipe(data={**DATA, "split": {"validation": 0.2, "test": 0.0}}))
+    run(recipe, folder, executor=FakeExecutor())
+    results = load_results(folder)
+    assert log_scores(results, "compare") is results
+    assert load_results(folder).test_uses == []

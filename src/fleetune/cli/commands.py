@@ -116,7 +116,7 @@ def show_status(folder: Path, as_json: bool) -> None:
     rows = [
         [
             trial.id,
-            f"{trial.name} seed {trial.seed}",
+            trial.label,
             trial.status,
             f"{trial.step}/{trial.total_steps or '?'}",
             number(trial.loss),
@@ -138,6 +138,7 @@ def show_comparison(folder: Path, metric: str | None, as_json: bool) -> None:
     """Says what may be said of a run's configurations."""
     from fleetune.compare.summary import compare
     from fleetune.lab.results import load_results
+    from fleetune.lab.test_uses import log_scores
     from fleetune.metrics import check_metric
 
     results = load_results(folder)
@@ -145,6 +146,7 @@ def show_comparison(folder: Path, metric: str | None, as_json: bool) -> None:
         first = results.trials[0]
         check_metric(metric, len(first.label_names), first.multi_label)
     comparison = compare(results.trials, metric=metric)
+    log_scores(results, "compare", metric)
     if as_json:
         print_json(comparison.to_json())
     else:
@@ -155,9 +157,10 @@ def write_page(folder: Path, as_json: bool) -> None:
     """Writes the report."""
     from fleetune.lab.folder import RunFolder
     from fleetune.lab.results import load_results
+    from fleetune.lab.test_uses import log_scores
     from fleetune.report.html import write_report
 
-    page = write_report(load_results(folder), RunFolder(folder).report)
+    page = write_report(log_scores(load_results(folder), "report"), RunFolder(folder).report)
     if as_json:
         print_json({"run": str(folder), "report": str(page), "bytes": page.stat().st_size})
     else:

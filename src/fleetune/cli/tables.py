@@ -95,6 +95,9 @@ def print_check(result: Check) -> None:
         )
     for warning in result.warnings:
         print_line(f"warning: {warning}")
+    if result.curve_trials:
+        full = len(trials) - result.curve_trials
+        print_line(f"the learning curve over data size adds {result.curve_trials} trials to {full}")
     print_line(f"{len(trials)} trials, about {duration(result.seconds)} together")
 
 

@@ -20,6 +20,9 @@ from fleetune.metrics import MINIMISED
 if TYPE_CHECKING:
     import pandas as pd
 
+FEWEST_SEEDS = 3
+"""Two seeds may gain alike by chance."""
+
 
 @dataclass(frozen=True)
 class CurvePoint:
@@ -138,8 +141,8 @@ def _sentence(before: CurvePoint, after: CurvePoint, curves: int, several_data: 
     name = f"{after.name} on {after.data}" if several_data else after.name
     step = f"from {_amount(before)} to {_amount(after)} of the training texts"
     found = difference_of(after.row, before.row) if after.row and before.row else None
-    if found is None or len(found.by_seed) < 2:
-        return f"{name}: with fewer than two seeds at both sizes nothing shows whether more labels help ({step})."
+    if found is None or len(found.by_seed) < FEWEST_SEEDS:
+        return f"{name}: fewer than {FEWEST_SEEDS} seeds at both sizes do not show whether more labels help ({step})."
     sign = -1.0 if after.metric in MINIMISED else 1.0
     gain = statistics.fmean(found.by_seed)
     low, high = sorted(sign * end for end in found.known.interval(gain, (1.0 - CONFIDENCE) / curves))

@@ -24,7 +24,7 @@ from fleetune.thresholds import NEUTRAL, final_thresholds, validation_thresholds
 
 TrialStatus = Literal["done", "failed", "running", "pending"]
 Predictions = tuple[NDArray[Any], NDArray[np.float32]]
-Configuration = tuple[str, str, str, str, str, str]
+Configuration = tuple[str, ...]
 CHANCE_AREA = 0.5
 CLEARLY_LEARNED = 0.5
 """Share of the way from chance to perfect from which decisions outweigh a loss at chance."""

@@ -92,6 +92,11 @@ class DataConfig(Cutting):
     """How one file becomes three."""
     metric: str | None = None
     """Metric of the trials on this data, where it is not that of [training], such as `matthews` for CoLA."""
+    slices: list[str] | None = None
+    """Columns by whose values scores are shown apart, such as a source or a language; they train nothing."""
+    curve: list[float] | None = None
+    """Shares of the training texts, such as `[0.1, 0.3, 1.0]`: each configuration is trained on each, to see whether
+    more labels would help. All of them are always among the shares."""
 
     @field_validator("delimiter", "quote", "escape")
     @classmethod
@@ -153,6 +158,26 @@ class DataConfig(Cutting):
             raise ValueError(f"a label is listed twice in {value}")
         return value
 
+    @field_validator("slices")
+    @classmethod
+    def _distinct_columns(cls, value: list[str] | None) -> list[str] | None:
+        if value is not None and len(set(value)) != len(value):
+            raise ValueError(f"a column is listed twice in {value}")
+        return value
+
+    @field_validator("curve")
+    @classmethod
+    def _shares_up_to_all(cls, value: list[float] | None) -> list[float] | None:
+        if value is None:
+            return None
+        for share in value:
+            if not 0.0 < share <= 1.0:
+                raise ValueError(f"a share of the training texts lies above 0 and up to 1; got {share}")
+        shares = sorted({*value, 1.0})
+        if len(shares) < 2:
+            raise ValueError(f"a curve has at least two shares, such as [0.1, 0.3, 1.0]; got {value}")
+        return shares
+
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
         sources = [name for name in ("path", "train", "hf") if getattr(self, name) is not None]
@@ -194,6 +219,11 @@ class DataConfig(Cutting):
         return [self.label] if isinstance(self.label, str) else list(self.label)
 
     @property
+    def train_shares(self) -> list[float]:
+        """Shares of the training texts to train on, the last of them all."""
+        return self.curve or [1.0]
+
+    @property
     def columns(self) -> list[str]:
         """Every column the recipe names, each once."""
-        return list(dict.fromkeys([*self.text_columns, *self.label_columns, *self.where]))
+        return list(dict.fromkeys([*self.text_columns, *self.label_columns, *self.where, *(self.slices or ())]))

@@ -29,6 +29,7 @@ class Dataset:
         files: `(texts,)` index into `sources` of the file a text came from.
         lines: `(texts,)` line (CSV, JSONL: 1-based, of the record's start) or row (Parquet, 0-based) there.
         sources: Names of the files or hub splits read.
+        slices: The user's columns by name, one value a text; nothing is trained on them.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Dataset:
     files: NDArray[np.int64]
     lines: NDArray[np.int64]
     sources: list[str] = field(default_factory=list)
+    slices: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def multi_label(self) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fleetune.data.config import BOUND, DataConfig
+from fleetune.data.slices import slice_value
 from fleetune.data.table import Cell, QuarantinedRecord, Table, excerpt
 
 RawLabel = str | tuple[str, ...]
@@ -32,6 +33,7 @@ class Examples:
         quarantine: Records that cannot be used.
         filtered: Number of records that `where` leaves out.
         class_names: Names of integer labels, where the source declares them.
+        slices: By column, what stands there of each record.
     """
 
     source: str
@@ -42,11 +44,13 @@ class Examples:
     quarantine: list[QuarantinedRecord] = field(default_factory=list)
     filtered: int = 0
     class_names: list[str] | None = None
+    slices: dict[str, list[str]] = field(default_factory=dict)
 
 
 def examples_of(table: Table, config: DataConfig) -> Examples:
     """Returns the usable records of a table, and why the others are none."""
-    result = Examples(table.source, quarantine=table.quarantine, class_names=table.class_names)
+    slices: dict[str, list[str]] = {name: [] for name in config.slices or ()}
+    result = Examples(table.source, quarantine=table.quarantine, class_names=table.class_names, slices=slices)
     conditions = [(name, table.columns[name], _condition(wanted)) for name, wanted in config.where.items()]
     texts = [table.columns[name] for name in config.text_columns]
     read_label = _label_reader(table, config)
@@ -68,6 +72,8 @@ def examples_of(table: Table, config: DataConfig) -> Examples:
             result.pairs.append(_as_text(texts[1][row]) or "")
         result.labels.append(label)
         result.lines.append(line)
+        for name, values in slices.items():
+            values.append(slice_value(table.columns[name][row]))
     return result
 
 

@@ -147,7 +147,7 @@ def _read(source: str, dataset: Any, config: DataConfig) -> Table:
     check_columns(source, dataset.column_names, config.columns)
     table = Table(source, {name: [] for name in config.columns}, class_names=_class_names(dataset, config))
     selected = dataset.select_columns(config.columns).with_format(None)
-    convert = {name: _to_names(dataset.features[name]) for name in config.label_columns}
+    convert = {name: _to_names(dataset.features[name]) for name in (*config.label_columns, *(config.slices or ()))}
     for start in range(0, len(selected), ROWS_AT_ONCE):
         columns = dict(selected[start : start + ROWS_AT_ONCE])
         for name, to_name in convert.items():

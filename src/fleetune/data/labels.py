@@ -124,3 +124,4 @@ def _quarantine_unknown(source: Examples, labels: LabelSet) -> None:
     source.pairs = [source.pairs[row] for row in kept] if source.pairs else []
     source.labels = [source.labels[row] for row in kept]
     source.lines = [source.lines[row] for row in kept]
+    source.slices = {name: [values[row] for row in kept] for name, values in source.slices.items()}

@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from fleetune.data.audit import Audit, class_counts, unlabelled
 from fleetune.data.config import DataConfig
+from fleetune.data.curve import check_curve
 from fleetune.data.dataset import SPLITS, Dataset, SplitName
 from fleetune.data.duplicates import find_near_duplicates, group_duplicates, normalised_texts
 from fleetune.data.examples import Examples, examples_of
 from fleetune.data.gate import open_gate, quarantine_csv, reasons
 from fleetune.data.labels import LabelSet, encode_labels, find_labels
+from fleetune.data.slices import check_slices, joined_slices
 from fleetune.data.sources import read_sources
 from fleetune.data.split import Labels, draw, split_texts
 from fleetune.data.table import QuarantinedRecord
@@ -120,6 +122,8 @@ def prepare(config: DataConfig, base: Path = Path()) -> Prepared:
         warnings.append(unlabelled_warning(unscored))
         counts.pop("test")
         without_label.pop("test", None)
+    check_slices(dataset)
+    check_curve(dataset, config)
     audit = Audit(
         name=config.name,
         sources=dataset.sources,
@@ -176,6 +180,7 @@ def _join(
         files=np.repeat(np.arange(len(sources), dtype=np.int64), sizes),
         lines=np.array([line for source in sources for line in source.lines], dtype=np.int64),
         sources=[source.source for source in sources],
+        slices=joined_slices([source.slices for source in sources]),
     )
 
 
@@ -321,6 +326,7 @@ def _compact(dataset: Dataset, splits: dict[SplitName, Indices]) -> tuple[Datase
         files=dataset.files[kept],
         lines=dataset.lines[kept],
         sources=dataset.sources,
+        slices={name: [values[index] for index in kept.tolist()] for name, values in dataset.slices.items()},
     )
     return compacted, kept
 

@@ -36,6 +36,40 @@ def draw(labels: Labels, number: int, seed: int) -> Indices:
     return np.sort(order[rank < seats[labels[order]]]).astype(np.int64)
 
 
+def nested_subset(labels: Labels, number: int, seed: int) -> Indices:
+    """Returns sorted indices of `number` texts, stratified; those of a smaller number are among them.
+
+    Each label has a text in it before any has a second, where texts have one label.
+
+    Args:
+        labels: `(texts,)` class indices or `(texts, num_labels)` 0/1.
+        number: How many.
+        seed: Of the order that they are the beginning of.
+    """
+    if labels.ndim == 2:
+        return np.sort(_by_halves(labels, np.arange(len(labels), dtype=np.int64), number, seed))
+    random = np.random.default_rng(seed)
+    shuffled = np.lexsort((random.random(len(labels)), labels))
+    counts = np.bincount(labels)
+    rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    # Divisors 1, 3, 5 … share seats out by Webster's method, in which a larger house takes none away.
+    turn = np.where(rank == 0, 0.0, (2 * rank + 1) / counts[labels[shuffled]])
+    return np.sort(shuffled[np.lexsort((random.random(len(labels)), turn))[:number]]).astype(np.int64)
+
+
+def _by_halves(labels: Labels, texts: Indices, number: int, seed: int) -> Indices:
+    """Returns the first `number` of `texts` in an order in which each half of a half has the labels' shares."""
+    if number >= len(texts):
+        return texts
+    if number <= 0:
+        return texts[:0]
+    first = draw(labels[texts], -(-len(texts) // 2), seed)
+    others = np.setdiff1d(np.arange(len(texts)), first)
+    if number <= len(first):
+        return _by_halves(labels, texts[first], number, seed)
+    return np.concatenate([texts[first], _by_halves(labels, texts[others], number - len(first), seed)])
+
+
 def split_texts(labels: Labels, groups: Indices, config: SplitConfig) -> dict[SplitName, Indices]:
     """Returns sorted indices of training, validation and test texts.
 

@@ -84,7 +84,7 @@ def check_columns(source: str, present: Sequence[str], wanted: Sequence[str]) ->
             nearest = next((column for column in present if near and column.casefold() == near[0]), None)
             hint = f"; did you mean {nearest[:SHOWN_CHARACTERS]!r}?" if nearest else "."
             raise MissingColumnError(
-                f"{source} has no column {name!r}{hint}\nIts columns are {listed}; set text and label in [data].",
+                f"{source} has no column {name!r}{hint}\nIts columns are {listed}; name one of them in [data].",
                 present,
             )
 

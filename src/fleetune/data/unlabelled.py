@@ -10,6 +10,7 @@ import numpy as np
 from fleetune.data.config import DataConfig
 from fleetune.data.dataset import Dataset, SplitName, absent_label
 from fleetune.data.examples import Examples
+from fleetune.data.slices import joined_slices
 from fleetune.data.table import Cell, Table
 
 KEPT_BACK = ("-1", "-1.0")
@@ -61,6 +62,7 @@ def with_unlabelled(dataset: Dataset, sources: list[Examples]) -> Dataset:
         files=np.concatenate([dataset.files, files]).astype(np.int64),
         lines=np.concatenate([dataset.lines, lines]).astype(np.int64),
         sources=[*dataset.sources, *(source.source for source in sources)],
+        slices=joined_slices([dataset.slices, *(source.slices for source in sources)]),
     )
 
 

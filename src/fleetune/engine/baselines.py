@@ -30,16 +30,27 @@ def run_baseline(spec: TrialSpec, dataset: Dataset, model: PretrainedModel | Non
     started = time.monotonic()
     try:
         fitted = spec.method.fit(task_of(spec, dataset, model))
+        fitted_at = time.monotonic()
         predictions = {split: _predicted(fitted, dataset, rows) for split, rows in held_out(dataset).items()}
     except Exception as error:  # noqa: BLE001  what goes wrong in it, memory too, stays in it
         yield Failed(spec.id, 0, _reason(error))
         return
-    seconds = time.monotonic() - started
+    ended = time.monotonic()
     if "validation" in predictions:
         labels, logits = dataset.labels[dataset.splits["validation"]], predictions["validation"]
         thresholds = validation_thresholds(spec.training.thresholds, labels, logits)
         yield Evaluated(spec.id, 0, 0.0, evaluate(labels, logits, thresholds), best=True)
-    yield Finished(spec.id, 0, 0, False, seconds, predictions, parameters=fitted.parameters)
+    yield Finished(
+        spec.id,
+        steps=0,
+        best_step=0,
+        stopped_early=False,
+        seconds=ended - started,
+        predictions=predictions,
+        parameters=fitted.parameters,
+        evaluated_texts=sum(map(len, predictions.values())),
+        evaluation_seconds=ended - fitted_at,
+    )
 
 
 def task_of(spec: TrialSpec, dataset: Dataset, model: PretrainedModel | None) -> Task:

@@ -27,20 +27,27 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One evaluation on validation; `best` says whether it is the best so far by the trial's metric."""
+    """One evaluation on validation; `best` says whether it is the best so far by the trial's metric.
+
+    `texts` were read for it in `seconds`, the trial's share of its fleet's time.
+    """
 
     trial: str
     step: int
     epoch: float
     metrics: dict[str, float]
     best: bool
+    texts: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Finished:
     """A trial's end: logits `(texts, num_labels)` of its best checkpoint for each evaluated split.
 
-    `parameters` is how many values a baseline fitted, which is known only now.
+    `parameters` is how many values a baseline fitted, which is known only now. `evaluated_texts` were read for the
+    predictions in `evaluation_seconds`, the trial's share of its fleet's time; those of its evaluations before are not
+    among them. `trained_tokens` are those of all its steps.
     """
 
     trial: str
@@ -50,6 +57,9 @@ class Finished:
     seconds: float
     predictions: dict[SplitName, NDArray[np.float32]]
     parameters: int | None = None
+    evaluated_texts: int = 0
+    evaluation_seconds: float = 0.0
+    trained_tokens: int = 0
 
 
 @dataclass(frozen=True)

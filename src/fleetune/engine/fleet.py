@@ -331,6 +331,7 @@ class Fleet:
         texts = self.data.splits.get("validation", np.empty(0, dtype=np.int64))
         started = time.monotonic()
         logits = predict_logits(self.backbone, due, self.data.tokens, texts) if len(texts) else {}
+        seconds = (time.monotonic() - started) / len(due)
         self._share_time(due, started)
         for trial in due:
             # Only now: a trial that is saved before it is judged is to be evaluated again.
@@ -342,7 +343,9 @@ class Fleet:
                 best = trial.judge(metrics[trial.spec.training.metric])
                 if best:
                     trial.best_logits = logits[trial.slot]
-                yield Evaluated(trial.spec.id, trial.progress.step, trial.epoch, metrics, best)
+                yield Evaluated(
+                    trial.spec.id, trial.progress.step, trial.epoch, metrics, best, texts=len(texts), seconds=seconds
+                )
         for trial in due:
             trial.save()
 
@@ -353,15 +356,19 @@ class Fleet:
         for trial in ended:
             trial.restore_best()
         predictions: dict[int, dict[SplitName, NDArray[np.float32]]] = {trial.slot: {} for trial in ended}
+        read = {trial.slot: 0 for trial in ended}
+        began = time.monotonic()
         for split in ("validation", "test"):
             texts = self.data.splits.get(split, np.empty(0, dtype=np.int64))
             if not len(texts):
                 continue
             known = {trial.slot: trial.best_logits for trial in ended if split == "validation"}
             unknown = [trial for trial in ended if known.get(trial.slot) is None]
+            read |= {trial.slot: read[trial.slot] + len(texts) for trial in unknown}
             for slot, logits in {**known, **predict_logits(self.backbone, unknown, self.data.tokens, texts)}.items():
                 assert logits is not None
                 predictions[slot][split] = logits
+        seconds_a_text = (time.monotonic() - began) / max(1, sum(read.values()))
         self._share_time(ended, started)
         for trial in ended:
             trial.progress.finished = True
@@ -375,4 +382,7 @@ class Fleet:
                 stopped_early=trial.progress.stopped_early,
                 seconds=trial.progress.seconds,
                 predictions=predictions[trial.slot],
+                evaluated_texts=read[trial.slot],
+                evaluation_seconds=read[trial.slot] * seconds_a_text,
+                trained_tokens=trial.trained_tokens(self.data.tokens.lengths),
             )

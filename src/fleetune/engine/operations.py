@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from functools import cache
 from math import prod
 
-from fleetune.methods.base import BackboneShape, Method
+from fleetune.methods.base import BackboneShape, Method, ParameterSpec
 from fleetune.runtime import device, torch_dtype
 
 
@@ -29,6 +30,41 @@ def training_operations(shape: BackboneShape, method: Method) -> float:
     if method.sites(shape):
         passes = 2 if method.shares_backbone or method.installs else 3
     return passes * forward_operations(shape)
+
+
+def serving_operations(shape: BackboneShape, method: Method, tokens: float) -> float:
+    """Returns floating-point operations of predicting one text of `tokens` tokens, the trial's delta not merged.
+
+    To the backbone's forward pass comes what the delta adds to each token, and the method's virtual tokens are tokens.
+    """
+    return (tokens + method.virtual_tokens) * (forward_operations(shape) + _delta_operations(shape, method))
+
+
+def _delta_operations(shape: BackboneShape, method: Method) -> float:
+    """Returns what a delta adds to one token's forward pass: two operations for each weight of its matrices.
+
+    Its vectors are left out, as the backbone's norms are, and so is what takes the place of a frozen parameter. An
+    embedding is looked up. A pair of matrices that all sites share is as large as the widest one, and each site uses
+    its own part of them; a prefix is met once in each layer.
+    """
+    sites = [site for site in method.sites(shape) if site.kind != "embedding"]
+    own = sum(_matrix_weights(method.parameters(site)) for site in sites)
+    shared = method.shared(shape)
+    if method.prefix_tokens:
+        return 2.0 * (own + _matrix_weights(shared))
+    linear = [site for site in sites if site.kind == "linear"]
+    widths = [site.in_features + site.out_features for site in linear]
+    widest = max([site.in_features for site in linear], default=0) + max(
+        [site.out_features for site in linear], default=0
+    )
+    pair = sum(spec.size for spec in shared.values() if len(spec.shape) == 2)
+    return 2.0 * (own + (pair * sum(widths) / widest if widest else 0.0))
+
+
+def _matrix_weights(specs: Mapping[str, ParameterSpec]) -> int:
+    return sum(
+        spec.size for spec in specs.values() if len(spec.shape) == 2 and spec.trained and spec.initial != "frozen"
+    )
 
 
 @cache

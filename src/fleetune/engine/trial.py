@@ -136,6 +136,19 @@ class Trial:
             self._order = epoch, epoch_order(self.spec.seed, epoch, len(self.train))
         return self._order[1]
 
+    def trained_tokens(self, lengths: NDArray[np.int64]) -> int:
+        """Returns the tokens in all optimizer steps made, whatever interrupted them.
+
+        Args:
+            lengths: `(texts,)` tokens of each text.
+        """
+        epochs, position = divmod(self.progress.step, self.steps_per_epoch)
+        tokens = epochs * int(lengths[self.train].sum())
+        if position:
+            size = self.spec.training.batch_size * self.spec.training.gradient_accumulation_steps
+            tokens += int(lengths[self.train[self._order_of(epochs)[: position * size]]].sum())
+        return tokens
+
     def next_batch(self) -> NDArray[np.int64]:
         """Returns the texts of the next micro-batch of the optimizer step under way."""
         size = self.spec.training.batch_size

@@ -49,6 +49,11 @@ class Check:
         """Forecast of the whole run."""
         return sum(fleet.whole.seconds for fleet in self.fleets)
 
+    @property
+    def curve_trials(self) -> int:
+        """How many of the trials a learning curve over data size adds to those on all training texts."""
+        return sum(trial.train_share < 1.0 for trial in self.inputs.plan.trials)
+
     @cached_property
     def forecasts(self) -> dict[str, Forecast]:
         """What each trial is expected to take, by its id."""
@@ -69,6 +74,7 @@ class Check:
                 }
                 for fleet, known in zip(self.inputs.plan.fleets, self.fleets, strict=True)
             ],
+            "curve_trials": self.curve_trials,
             "warnings": list(self.warnings),
         }
 
@@ -82,6 +88,7 @@ class Check:
             "settings": trial.method.settings,
             "training": trial.training_settings,
             "seed": trial.seed,
+            "train_share": trial.train_share,
             "parameters": self.inputs.parameters[trial.id],
             "forecast": _forecast_json(self.forecasts[trial.id]),
         }

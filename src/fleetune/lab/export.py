@@ -14,8 +14,10 @@ from fleetune.data.tokens import open_tokens
 from fleetune.errors import BackboneError, RunError, UserError
 from fleetune.lab.folder import RunFolder
 from fleetune.lab.ledger import LedgerReader
+from fleetune.lab.plan import trial_label
 from fleetune.lab.recipe import load_recipe
 from fleetune.lab.results import RunResults, load_results
+from fleetune.lab.test_uses import log_test_use
 from fleetune.methods import is_baseline
 from fleetune.metrics import MINIMISED
 
@@ -68,7 +70,9 @@ def choose_trial(results: RunResults, wanted: str) -> TrialResult:
 
 
 def _named_trial(results: RunResults, wanted: str) -> TrialResult:
-    done = [trial for trial in results.trials if trial.status == "done"]
+    finished = [trial for trial in results.trials if trial.status == "done"]
+    # Trials on fewer texts are there for a learning curve; one of them is asked for by its id.
+    done = [trial for trial in finished if trial.train_share >= 1.0]
     if not done:
         raise UserError(f"{results.folder} has no finished trial yet.\nType: fleetune status {results.folder}")
     if wanted == BEST:
@@ -78,12 +82,12 @@ def _named_trial(results: RunResults, wanted: str) -> TrialResult:
     named = named or [trial for trial in done if trial.data == wanted and not is_baseline(trial.kind)]
     if named:
         return _best_of_one_data_set(named, wanted)
-    matching = [trial for trial in done if trial.id.startswith(wanted)]
+    matching = [trial for trial in finished if trial.id.startswith(wanted)]
     if len(matching) == 1:
         return matching[0]
     if len(matching) > 1:
         raise UserError(f"{len(matching)} trials begin with '{wanted}': {', '.join(trial.id for trial in matching)}")
-    names = [name for trial in done for name in (trial.id, trial.method)]
+    names = [name for trial in finished for name in (trial.id, trial.method)]
     near = difflib.get_close_matches(wanted, names, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"type: fleetune status {results.folder}"
     raise UserError(f"no finished trial is called '{wanted}'; {hint}")
@@ -136,8 +140,10 @@ def export_trial(run: Path, trial_id: str, to: Path, merge: bool = False) -> Exp
         probe=open_tokens(run / facts["tokens"]),
         merge=merge,
     )
+    if len(trial.predictions.get("test", ((), ()))[0]):
+        log_test_use(run, "export", trial.metric, 1)
     size = sum(file.stat().st_size for file in to.rglob("*") if file.is_file())
-    name = f"{trial.method} seed {trial.seed}"
+    name = trial_label(trial.method, trial.seed, trial.train_share)
     remark = _better_baseline(results, trial) if trial_id in (BEST, trial.data) else None
     return ExportReport(trial.id, name, to, difference or 0.0, size, remark, _note(config, merge))
 
@@ -178,7 +184,11 @@ def _best(done: list[TrialResult]) -> TrialResult:
 
 def _better_baseline(results: RunResults, chosen: TrialResult) -> str | None:
     """Returns a remark where a baseline on the same data is better on validation than the chosen seeds' mean."""
-    done = [trial for trial in results.trials if trial.status == "done" and trial.data == chosen.data]
+    done = [
+        trial
+        for trial in results.trials
+        if trial.status == "done" and trial.data == chosen.data and trial.train_share == chosen.train_share
+    ]
     own = fmean(validation_score(trial) for trial in done if trial.configuration == chosen.configuration)
     best = max((trial for trial in done if is_baseline(trial.kind)), key=validation_score, default=None)
     if best is None or validation_score(best) <= own:

@@ -61,6 +61,11 @@ class RunFolder:
         """A trial's logits."""
         return self.trials / trial / "predictions.parquet"
 
+    @staticmethod
+    def held_out(data: Path) -> Path:
+        """The texts of validation and test in a data set's folder."""
+        return data / "held_out.parquet"
+
     def data(self, name: str, only_one: bool) -> Path:
         """Folder of a data set's audit, quarantine, splits and tokens."""
         if only_one:

@@ -34,27 +34,30 @@ def forecast_fleets(inputs: Inputs, tokens: Mapping[tuple[str, str], Tokens], sa
     # One backbone after another, so that two never lie in memory together.
     for numbers in groups.values():
         fleets = [inputs.plan.fleets[number] for number in numbers]
-        data = _data(inputs, tokens, fleets[0])
+        data = {fleet.train_share: _data(inputs, tokens, fleet) for fleet in fleets}
         found |= zip(numbers, _forecast_group(inputs, fleets, data, say), strict=True)
     return tuple(found[number] for number in range(len(inputs.plan.fleets)))
 
 
 def _data(inputs: Inputs, tokens: Mapping[tuple[str, str], Tokens], fleet: FleetPlan) -> FleetData:
-    dataset = inputs.prepared[fleet.data.name].dataset
+    dataset = inputs.dataset(fleet)
     return FleetData(tokens[fleet.data.name, fleet.backbone.name], dataset.labels, dataset.splits)
 
 
-def _forecast_group(inputs: Inputs, fleets: list[FleetPlan], data: FleetData, say: Say) -> list[FleetForecast]:
+def _forecast_group(
+    inputs: Inputs, fleets: list[FleetPlan], data: Mapping[float, FleetData], say: Say
+) -> list[FleetForecast]:
     """Returns the forecasts of fleets that share data, backbone and precision."""
     begin_peak()
     available, before = available_bytes(), used_bytes()
-    dataset = inputs.prepared[fleets[0].data.name].dataset
     if not fleets[0].reads_model:
-        return [forecast_baseline(fleet.trials[0], dataset, None, say) for fleet in fleets]
-    backbone = load_backbone(fleets[0].backbone, dataset.num_labels, fleets[0].precision)
+        return [forecast_baseline(fleet.trials[0], inputs.dataset(fleet), None, say) for fleet in fleets]
+    backbone = load_backbone(fleets[0].backbone, inputs.dataset(fleets[0]).num_labels, fleets[0].precision)
     group = _Group(backbone, data, available, before, loading=peak_bytes(), say=say)
     return [
-        forecast_baseline(fleet.trials[0], dataset, backbone, say) if fleet.is_baseline else group.forecast(fleet)
+        forecast_baseline(fleet.trials[0], inputs.dataset(fleet), backbone, say)
+        if fleet.is_baseline
+        else group.forecast(fleet)
         for fleet in fleets
     ]
 
@@ -65,7 +68,7 @@ class _Group:
 
     Attributes:
         backbone: The backbone.
-        data: The data.
+        data: The data by share of the training texts.
         available: Bytes that were free before the backbone was loaded.
         before: Bytes that were in use then.
         loading: Peak of memory while it was.
@@ -74,7 +77,7 @@ class _Group:
     """
 
     backbone: Backbone
-    data: FleetData
+    data: Mapping[float, FleetData]
     available: int
     before: int
     loading: int
@@ -94,8 +97,8 @@ class _Group:
         shape, found = self.backbone.shape, self._probe(trial, together)
         if found is None:
             needed = self.before + fleet_bytes(shape, [candidate_of(trial)], self.available)
-            return forecast_by_shape(needed, shape, trial.method, trial.training, self.data)
-        one = forecast_by_probe(found, shape, trial.method, trial.training, self.data)
+            return forecast_by_shape(needed, shape, trial.method, trial.training, self.data[trial.train_share])
+        one = forecast_by_probe(found, shape, trial.method, trial.training, self.data[trial.train_share])
         return Forecast(one.seconds, max(one.peak_bytes, self.loading))
 
     def _probe(self, trial: Trial, together: int) -> Probe | None:
@@ -107,7 +110,9 @@ class _Group:
                 self.say(f"trying a few steps of {trial.name} on {trial.backbone.name}")
                 begin_peak()
                 with _unless_out_of_memory():
-                    self.probes[key] = probe(self.backbone, trial.method, trial.training, self.data, together)
+                    self.probes[key] = probe(
+                        self.backbone, trial.method, trial.training, self.data[trial.train_share], together
+                    )
         return self.probes[key]
 
 

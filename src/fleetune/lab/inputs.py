@@ -9,6 +9,8 @@ from pathlib import Path
 
 from fleetune.data.audit import Audit
 from fleetune.data.config import DataConfig
+from fleetune.data.curve import thinned
+from fleetune.data.dataset import Dataset
 from fleetune.data.prepare import Prepared, prepare
 from fleetune.data.tokens import Tokens, tokenize
 from fleetune.engine import optimizers, storage
@@ -18,7 +20,7 @@ from fleetune.engine.shape import shape_from_config
 from fleetune.engine.source import find_folder
 from fleetune.errors import MethodError, RecipeError
 from fleetune.lab.parameters import ParameterCounts, count_parameters
-from fleetune.lab.plan import Plan, Trial, plan
+from fleetune.lab.plan import FleetPlan, Plan, Trial, plan
 from fleetune.lab.recipe import Recipe
 from fleetune.memory import available_bytes
 from fleetune.methods.base import BackboneShape
@@ -35,6 +37,7 @@ class Inputs:
         plan: The trials; their ids hang on the texts they see.
         shapes: Shape of each backbone by data name and backbone name: the head hangs on the labels.
         parameters: Numbers of parameters by trial id.
+        datasets: By data name and share of the training texts, what is trained on.
     """
 
     recipe: Recipe
@@ -42,6 +45,11 @@ class Inputs:
     plan: Plan
     shapes: dict[tuple[str, str], BackboneShape]
     parameters: dict[str, ParameterCounts]
+    datasets: dict[tuple[str, float], Dataset]
+
+    def dataset(self, unit: Trial | FleetPlan) -> Dataset:
+        """Returns the texts that a trial, or a fleet's trials, train on and are judged by."""
+        return self.datasets[unit.data.name, unit.train_share]
 
 
 def gather_inputs(recipe: Recipe) -> Inputs:
@@ -71,7 +79,12 @@ def gather_inputs(recipe: Recipe) -> Inputs:
         _check_labels(trial, prepared[trial.data.name], several=len(recipe.data) > 1)
         _check_baseline(trial, prepared[trial.data.name])
     parameters = {trial.id: _count(trial, shapes[trial.data.name, trial.backbone.name]) for trial in trials.trials}
-    return Inputs(recipe, prepared, trials, shapes, parameters)
+    datasets = {
+        (data.name, share): thinned(prepared[data.name].dataset, share, data.split.seed)
+        for data in recipe.data
+        for share in data.train_shares
+    }
+    return Inputs(recipe, prepared, trials, shapes, parameters, datasets)
 
 
 def tokens_for(

@@ -79,8 +79,9 @@ class Ledger:
         with self._transaction():
             self._db.executemany(
                 "INSERT OR IGNORE INTO trials "
-                "(id, position, fleet, name, data, backbone, kind, settings, training, seed, parameters) VALUES "
-                "(:id, :position, :fleet, :name, :data, :backbone, :kind, :settings, :training, :seed, :parameters)",
+                "(id, position, fleet, name, entry, data, backbone, kind, settings, training, seed, parameters, "
+                "train_share, train_texts) VALUES (:id, :position, :fleet, :name, :entry, :data, :backbone, :kind, "
+                ":settings, :training, :seed, :parameters, :train_share, :train_texts)",
                 [{**row, **{key: _json(row[key]) for key in ("settings", "training", "parameters")}} for row in rows],
             )
 
@@ -111,19 +112,41 @@ class Ledger:
                 [(event.trial, event.step, name, _finite(value), event.epoch, event.best)
                  for name, value in event.metrics.items()],
             )  # fmt: skip
+            self._add_evaluated(event.trial, event.texts, event.seconds)
 
-    def finish_trial(self, event: Finished, peak_bytes: int, bundle_bytes: int | None) -> None:
+    def evaluations_of(self, trial: str) -> int:
+        """Returns how many evaluations a trial had in all attempts; one that was made twice counts once."""
+        query = "SELECT count(DISTINCT step) FROM metrics WHERE trial = ?"
+        return int(self._db.execute(query, (trial,)).fetchone()[0])
+
+    def finish_trial(
+        self,
+        event: Finished,
+        peak_bytes: int,
+        bundle_bytes: int | None,
+        operations: float | None = None,
+        serving_operations: float | None = None,
+    ) -> None:
         """Marks a trial as done. Its files are in the ledger before, so that a done trial is never without them."""
         with self._transaction():
             self._db.execute(
                 "UPDATE trials SET status = 'done', reason = NULL, step = ?, best_step = ?, stopped_early = ?, "
-                "seconds = ?, peak_bytes = ?, bundle_bytes = ? WHERE id = ?",
+                "seconds = ?, peak_bytes = ?, bundle_bytes = ?, operations = ?, serving_operations = ? WHERE id = ?",
                 (event.steps, event.best_step, event.stopped_early, event.seconds, peak_bytes, bundle_bytes,
-                 event.trial),
+                 operations, serving_operations, event.trial),
             )  # fmt: skip
+            self._add_evaluated(event.trial, event.evaluated_texts, event.evaluation_seconds)
             if event.parameters:
                 self._set_fitted(event.trial, event.parameters)
             self._note(event.trial, "finished", "")
+
+    def _add_evaluated(self, trial: str, texts: int, seconds: float) -> None:
+        """Adds texts that were read without training on them, and the time of that."""
+        self._db.execute(
+            "UPDATE trials SET evaluation_texts = coalesce(evaluation_texts, 0) + ?, "
+            "evaluation_seconds = coalesce(evaluation_seconds, 0) + ? WHERE id = ?",
+            (texts, seconds, trial),
+        )
 
     def _set_fitted(self, trial: str, fitted: int) -> None:
         """Adds what a baseline fitted to its numbers of parameters, where a classifier has its head."""
@@ -215,6 +238,11 @@ class LedgerReader:
     def meta(self) -> dict[str, Any]:
         """Returns the facts of the whole run."""
         return {row["key"]: json.loads(row["value"]) for row in self.rows("SELECT key, value FROM meta")}
+
+
+def value_of(row: Row, column: str, otherwise: Any = None) -> Any:
+    """Returns what `row` has in `column`; `otherwise` where an older version made the ledger, without that column."""
+    return dict(zip(row.keys(), row, strict=True)).get(column, otherwise)
 
 
 def _connect(path: Path, read_only: bool = False) -> sqlite3.Connection:

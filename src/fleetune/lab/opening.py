@@ -18,8 +18,9 @@ from fleetune.errors import RecipeError
 from fleetune.lab.folder import RunFolder
 from fleetune.lab.inputs import Inputs, gather_inputs
 from fleetune.lab.ledger import Ledger
+from fleetune.lab.overrides import Document
 from fleetune.lab.plan import Trial
-from fleetune.lab.recipe import TRACK, Document, Recipe, resolved
+from fleetune.lab.recipe import TRACK, Recipe, resolved
 from fleetune.lab.signals import RunInterrupted
 from fleetune.runtime import environment
 
@@ -56,8 +57,8 @@ def open_ledger(place: RunFolder, inputs: Inputs, command: str | None) -> Iterat
         try:
             if not known:
                 _freeze(place, inputs, ledger, command)
-            elif _has_other_trackers(place, inputs.recipe):
-                _freeze_document(place, _with_trackers(_frozen(place), inputs.recipe), ledger)
+            else:
+                _freeze_presentation(place, inputs.recipe, ledger)
             yield ledger
         except BaseException as error:
             stopped = isinstance(error, RunInterrupted | KeyboardInterrupt)
@@ -85,6 +86,7 @@ def _freeze(place: RunFolder, inputs: Inputs, ledger: Ledger, command: str | Non
     ledger.set_meta(
         name=inputs.recipe.name,
         metric=inputs.recipe.metric,
+        cost=inputs.recipe.cost,
         command=command or f"fleetune run {shlex.quote(str(place.recipe))}",
         data=facts,
     )
@@ -104,15 +106,26 @@ def _freeze_document(place: RunFolder, frozen: Document, ledger: Ledger) -> None
     ledger.set_meta(recipe=frozen)
 
 
-def _with_trackers(frozen: Document, recipe: Recipe) -> Document:
-    """Returns the frozen recipe with the trackers of `recipe`; the names in it are those of the ledger, and stay."""
-    rest = {key: value for key, value in frozen.items() if key != TRACK}
-    return ({TRACK: list(recipe.track)} if recipe.track else {}) | rest
+def _freeze_presentation(place: RunFolder, recipe: Recipe, ledger: Ledger) -> None:
+    """Takes over what changes no trial: what asks for other trackers, slices or costs must hold after a stop, too."""
+    frozen = _frozen(place)
+    wanted = _with_presentation(frozen, json.loads(json.dumps(resolved(recipe))))
+    if wanted != frozen:
+        _freeze_document(place, wanted, ledger)
+    ledger.set_meta(cost=recipe.cost)
 
 
-def _has_other_trackers(place: RunFolder, recipe: Recipe) -> bool:
-    """Returns whether the frozen recipe names other trackers: what asks for others must hold after a stop, too."""
-    return tuple(_frozen(place).get(TRACK, ())) != recipe.track
+def _with_presentation(frozen: Document, new: Document) -> Document:
+    """Returns the frozen recipe with the trackers, slices and cost of `new`; its names are the ledger's, and stay."""
+    tracked = {TRACK: new[TRACK]} if TRACK in new else {}
+    rest = {key: value for key, value in frozen.items() if key not in (TRACK, "data", "compare")}
+    data = [_with_slices(old, own) for old, own in zip(frozen.get("data", []), new["data"], strict=False)]
+    return {**tracked, "data": data, **rest, "compare": new["compare"]}
+
+
+def _with_slices(old: Document, new: Document) -> Document:
+    rest = {key: value for key, value in old.items() if key != "slices"}
+    return rest | ({"slices": new["slices"]} if "slices" in new else {})
 
 
 def _frozen(place: RunFolder) -> dict[str, Any]:
@@ -135,6 +148,9 @@ def _row(trial: Trial, position: int, fleet: int, inputs: Inputs) -> dict[str, A
         "training": trial.training_settings,
         "seed": trial.seed,
         "parameters": inputs.parameters[trial.id],
+        "entry": trial.entry,
+        "train_share": trial.train_share,
+        "train_texts": len(inputs.dataset(trial).splits["train"]),
     }
 
 

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from fleetune.data.config import DataConfig
 from fleetune.engine.config import BackboneConfig, TrainingConfig
 from fleetune.errors import RecipeError
-from fleetune.lab.recipe import Configuration, MethodEntry, Recipe, heeded_settings
+from fleetune.lab.method_entries import Configuration, MethodEntry, heeded_settings
+from fleetune.lab.recipe import Recipe
 from fleetune.methods.base import Method
 from fleetune.methods.baseline import Baseline
 
@@ -33,6 +34,8 @@ class Trial:
         method: The method with its settings.
         training: How it is trained.
         seed: Of data order, dropout, and initial adapter and head.
+        entry: Name of its `[[method]]`, which all points of a grid share.
+        train_share: Share of the training texts it is given.
     """
 
     id: str
@@ -42,11 +45,13 @@ class Trial:
     method: Method
     training: TrainingConfig
     seed: int
+    entry: str = ""
+    train_share: float = 1.0
 
     @property
     def label(self) -> str:
-        """Name and seed, for lines about this one trial."""
-        return f"{self.name} seed {self.seed}"
+        """Name and seed, and the share of the texts where it is not all, for lines about this one trial."""
+        return trial_label(self.name, self.seed, self.train_share)
 
     @property
     def training_settings(self) -> dict[str, Any]:
@@ -54,9 +59,15 @@ class Trial:
         return heeded_settings(self.method, self.training)
 
 
+def trial_label(name: str, seed: int, train_share: float = 1.0) -> str:
+    """Returns what a line about one trial calls it."""
+    few = f" · {100 * train_share:g} % of the texts" if train_share < 1.0 else ""
+    return f"{name} seed {seed}{few}"
+
+
 @dataclass(frozen=True)
 class FleetPlan:
-    """Trials that train together: they share data, backbone, precision and gradient checkpointing."""
+    """Trials that train together: they share data, training texts, backbone, precision and gradient checkpointing."""
 
     trials: tuple[Trial, ...]
 
@@ -69,6 +80,11 @@ class FleetPlan:
     def backbone(self) -> BackboneConfig:
         """The backbone they share."""
         return self.trials[0].backbone
+
+    @property
+    def train_share(self) -> float:
+        """The share of the training texts that they all have."""
+        return self.trials[0].train_share
 
     @property
     def is_baseline(self) -> bool:
@@ -99,7 +115,7 @@ Fits = Callable[[Sequence[Trial]], bool]
 
 
 def plan(recipe: Recipe, fits: Fits, data_hashes: Mapping[str, str] | None = None) -> Plan:
-    """Returns data × backbone × method × axes × seeds, in the order of the recipe.
+    """Returns data × backbone × method × axes × shares of the training texts × seeds, in the order of the recipe.
 
     Args:
         recipe: What is asked for.
@@ -112,10 +128,11 @@ def plan(recipe: Recipe, fits: Fits, data_hashes: Mapping[str, str] | None = Non
     """
     hashes = data_hashes or {}
     trials = tuple(
-        _trial(data, hashes.get(data.name), backbone, configuration, name, seed)
+        _trial(data, hashes.get(data.name), backbone, configuration, name, seed, share)
         for data in recipe.data
         for backbone in recipe.backbones
         for configuration, name, seeds in _named_configurations(recipe, data, backbone)
+        for share in _shares(data, configuration.method)
         for seed in seeds
     )
     _refuse_twins(trials)
@@ -129,9 +146,25 @@ def _trial(
     configuration: Configuration,
     name: str,
     seed: int,
+    share: float,
 ) -> Trial:
-    trial_id = _trial_id(data, data_hash, backbone, configuration, seed)
-    return Trial(trial_id, name, data, backbone, configuration.method, configuration.training, seed)
+    return Trial(
+        _trial_id(data, data_hash, backbone, configuration, seed, share),
+        name,
+        data,
+        backbone,
+        configuration.method,
+        configuration.training,
+        seed,
+        configuration.base_name,
+        share,
+    )
+
+
+def _shares(data: DataConfig, method: Method) -> list[float]:
+    """Returns the shares of the training texts to train on: all alone where the method reads none of them."""
+    reads_them = not isinstance(method, Baseline) or method.reads_training_texts
+    return data.train_shares if reads_them else [1.0]
 
 
 def _first_backbone(recipe: Recipe, entry: MethodEntry, data: DataConfig) -> BackboneConfig:
@@ -206,16 +239,23 @@ def _short_value(value: Any) -> str:
 
 
 def _trial_id(
-    data: DataConfig, data_hash: str | None, backbone: BackboneConfig, configuration: Configuration, seed: int
+    data: DataConfig,
+    data_hash: str | None,
+    backbone: BackboneConfig,
+    configuration: Configuration,
+    seed: int,
+    share: float,
 ) -> str:
     facts = {
         "data": [data_hash, data.max_tokens, *data.cutting.identity]
         if data_hash
-        else data.model_dump(mode="json", exclude={"name", "metric"}),
+        else data.model_dump(mode="json", exclude={"name", "metric", "slices", "curve"}),
         "backbone": backbone.model_dump(mode="json", exclude={"name"}) if _reads_model(configuration.method) else None,
         "method": [configuration.method.kind, configuration.method.settings],
         "training": heeded_settings(configuration.method, configuration.training),
         "seed": seed,
+        # The seed of the split draws the share.
+        **({"train": [share, data.split.seed]} if share < 1.0 else {}),
     }
     canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:ID_DIGITS]
@@ -238,11 +278,12 @@ def _refuse_twins(trials: Sequence[Trial]) -> None:
 
 
 def _fleets(trials: Sequence[Trial], fits: Fits) -> tuple[FleetPlan, ...]:
-    groups: dict[tuple[str, str, str, bool, str], list[Trial]] = {}
+    groups: dict[tuple[object, ...], list[Trial]] = {}
     for trial in trials:
         alone = "" if trial.method.shares_backbone else trial.id
         training = trial.training
-        key = (trial.data.name, trial.backbone.name, training.precision, training.gradient_checkpointing, alone)
+        shared = trial.data.name, trial.train_share, trial.backbone.name
+        key = (*shared, training.precision, training.gradient_checkpointing, alone)
         groups.setdefault(key, []).append(trial)
     return tuple(FleetPlan(part) for group in groups.values() for part in even_parts(group, fits))
 

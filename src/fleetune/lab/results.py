@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fleetune.compare.held_out import HeldOutTexts, TestUse
 from fleetune.compare.result import TrialResult, TrialStatus
 from fleetune.data.dataset import are_known
 from fleetune.errors import UserError
 from fleetune.lab.folder import RunFolder
-from fleetune.lab.ledger import LedgerReader, Row
+from fleetune.lab.held_out import KeptTexts
+from fleetune.lab.ledger import LedgerReader, Row, value_of
 from fleetune.lab.lock import is_locked
 from fleetune.lab.predictions import Predictions, read_predictions
+from fleetune.lab.recipe import Cost
+from fleetune.lab.test_uses import read_test_uses
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,10 @@ class RunResults:
         environment: The machine of the last attempt.
         command: What repeats the run.
         attempts: When each process took the run up, and how it left it.
+        cost: By which cost the cheapest of equals is chosen: `trainable`, `bundle_bytes`, `seconds` or `serving`.
+        texts: The texts of validation and test by data name and split, in the order of the predictions; older runs
+            have none.
+        test_uses: Each time scores on the test split were shown.
     """
 
     name: str
@@ -39,6 +48,9 @@ class RunResults:
     environment: dict[str, Any]
     command: str
     attempts: list[dict[str, Any]] = field(default_factory=list)
+    cost: Cost = "trainable"
+    texts: Mapping[str, Mapping[str, HeldOutTexts]] = field(default_factory=dict)
+    test_uses: list[TestUse] = field(default_factory=list)
 
 
 def load_results(folder: Path) -> RunResults:
@@ -58,6 +70,7 @@ def load_results(folder: Path) -> RunResults:
             _trial(row, place, ledger, meta, alive, speeds)
             for row in ledger.rows("SELECT * FROM trials ORDER BY position")
         ]
+        test_uses = read_test_uses(ledger)
     environment = json.loads(attempts[-1].pop("environment")) if attempts else {}
     for attempt in attempts:
         attempt.pop("environment", None)
@@ -70,6 +83,11 @@ def load_results(folder: Path) -> RunResults:
         environment=environment,
         command=meta.get("command", ""),
         attempts=attempts,
+        cost=meta.get("cost", "trainable"),
+        texts=KeptTexts(
+            {name: place.held_out(folder / facts["folder"]) for name, facts in meta.get("data", {}).items()}
+        ),
+        test_uses=test_uses,
     )
 
 
@@ -123,6 +141,12 @@ def _trial(
         bundle_bytes=row["bundle_bytes"],
         best_step=row["best_step"],
         stopped_early=bool(row["stopped_early"]),
+        entry=value_of(row, "entry"),
+        train_share=value_of(row, "train_share", 1.0),
+        train_texts=value_of(row, "train_texts"),
+        operations=value_of(row, "operations"),
+        serving_operations=value_of(row, "serving_operations"),
+        evaluation_texts_per_second=_rate(value_of(row, "evaluation_texts"), value_of(row, "evaluation_seconds")),
         texts_per_second=texts,
         tokens_per_second=tokens,
         layout=backbone.get("layout"),
@@ -130,6 +154,10 @@ def _trial(
         precision=backbone.get("precision"),
         notes=list(backbone.get("notes", [])),
     )
+
+
+def _rate(number: float | None, seconds: float | None) -> float | None:
+    return number / seconds if number and seconds else None
 
 
 def _scorable(predictions: Predictions) -> Predictions:

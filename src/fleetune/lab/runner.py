@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from fleetune.engine.fleet import FleetData, is_out_of_memory
 from fleetune.engine.optimizers import optimizer_notes
 from fleetune.engine.trial import TrialSpec
 from fleetune.errors import MethodError, RecipeError, UserError
+from fleetune.lab.costs import TextCosts, costs_of
 from fleetune.lab.executors.base import BackboneFacts, Executor, FleetJob
 from fleetune.lab.executors.local import LocalExecutor
 from fleetune.lab.folder import RunFolder
+from fleetune.lab.held_out import holds, write_held_out
 from fleetune.lab.inputs import Inputs, audit_with, tokens_for
 from fleetune.lab.ledger import Ledger
 from fleetune.lab.lock import RunLock
@@ -32,6 +34,7 @@ from fleetune.lab.summary import RunSummary, Tally
 from fleetune.lab.trackers.base import Draw
 from fleetune.lab.trackers.feed import Tracking
 from fleetune.memory import begin_peak, give_back, peak_bytes
+from fleetune.methods.base import Method
 from fleetune.runtime import is_busy
 
 
@@ -97,7 +100,7 @@ def run(
 
 @dataclass(frozen=True)
 class _Run:
-    """A run whose folder is open."""
+    """A run whose folder is open; `kept` names the data whose held-out texts it has."""
 
     inputs: Inputs
     place: RunFolder
@@ -106,6 +109,7 @@ class _Run:
     watch: Watch
     stop: StopRequest
     tally: Tally
+    kept: set[str] = field(default_factory=set)
 
     def train(self, number: int, fleet: FleetPlan) -> None:
         """Trains the fleet's trials that are not done; what goes wrong in it stays in it."""
@@ -113,6 +117,8 @@ class _Run:
         todo = [trial for trial in fleet.trials if statuses[trial.id] != "done"]
         if todo:
             self._train(number, fleet, todo)
+        else:
+            self._keep_held_out(fleet, None)
 
     def _train(self, number: int, fleet: FleetPlan, todo: list[Trial]) -> None:
         """Trains `todo` together; where memory does not suffice for that, one half after the other."""
@@ -155,6 +161,7 @@ class _Run:
         doing = f"loading {name}" if fleet.reads_model else f"fitting {fleet.trials[0].name}"
         self.watch(Said(f"{doing} for fleet {number + 1} of {fleets}"))
         tokens = self._tokens(fleet)
+        self._keep_held_out(fleet, tokens)
         started = self.executor.start(self._job(fleet, todo, tokens))
         self._record_backbone(fleet, started.facts, tokens)
         for trial in todo:
@@ -165,13 +172,14 @@ class _Run:
             self.watch(Said(note))
         shape = self.inputs.shapes[fleet.data.name, fleet.backbone.name]
         method_of = {trial.id: trial.method for trial in todo}
-        tokens_of = {split: int(tokens.lengths[rows].sum()) for split, rows in self._dataset(fleet).splits.items()}
+        dataset = self.inputs.dataset(fleet)
+        costs = costs_of(shape, dataset, tokens)
         began = time.monotonic()
         try:
             for event in self._until_stopped(started.events):
-                self._record(event, self._dataset(fleet))
+                self._record(event, dataset, method_of[event.trial], costs)
                 if not fleet.is_baseline:
-                    self.tally.count(event, shape, method_of[event.trial], tokens_of)
+                    self.tally.count(event, shape, method_of[event.trial], costs.tokens)
                 self.watch(event)
                 yield event
         finally:
@@ -180,16 +188,29 @@ class _Run:
 
     def _tokens(self, fleet: FleetPlan) -> Tokens:
         """Returns the fleet's texts as tokens, and completes the audit with what they show."""
-        prepared = self.inputs.prepared[fleet.data.name]
-        folder = self.place.data(fleet.data.name, len(self.inputs.prepared) == 1)
+        prepared, folder = self.inputs.prepared[fleet.data.name], self._data_folder(fleet)
         tokens = tokens_for(prepared, fleet.backbone, fleet.data, folder / "tokens")
         prepared.write(folder, audit_with(prepared.audit, fleet.data, tokens))
         for name in ("audit.json", "quarantine.csv", "splits.parquet"):
             self.ledger.add_artifact(folder / name, "data")
         return tokens
 
+    def _keep_held_out(self, fleet: FleetPlan, tokens: Tokens | None) -> None:
+        """Writes the texts of validation and test, with the columns to slice by, unless they are there as they are."""
+        name = fleet.data.name
+        if name in self.kept:
+            return
+        path, dataset = self.place.held_out(self._data_folder(fleet)), self.inputs.prepared[name].dataset
+        if not holds(path, dataset):
+            write_held_out(path, dataset, tokens or self._tokens(fleet))
+            self.ledger.add_artifact(path, "data")
+        self.kept.add(name)
+
+    def _data_folder(self, fleet: FleetPlan) -> Path:
+        return self.place.data(fleet.data.name, len(self.inputs.prepared) == 1)
+
     def _job(self, fleet: FleetPlan, todo: list[Trial], tokens: Tokens) -> FleetJob:
-        dataset = self._dataset(fleet)
+        dataset = self.inputs.dataset(fleet)
         return FleetJob(
             backbone=fleet.backbone,
             num_labels=dataset.num_labels,
@@ -226,7 +247,7 @@ class _Run:
                 self.stop.signal_number,
             )
 
-    def _record(self, event: Event, dataset: Dataset) -> None:
+    def _record(self, event: Event, dataset: Dataset, method: Method, costs: TextCosts) -> None:
         match event:
             case Stepped():
                 self.ledger.record_step(event)
@@ -240,10 +261,13 @@ class _Run:
                 self.ledger.add_artifact(path, "predictions", event.trial)
                 for saved in sorted(path.parent.glob("*/state*")):
                     self.ledger.add_artifact(saved, saved.parent.name, event.trial)
-                self.ledger.finish_trial(event, peak_bytes(), _classifier_bytes(path.parent))
-
-    def _dataset(self, fleet: FleetPlan) -> Dataset:
-        return self.inputs.prepared[fleet.data.name].dataset
+                self.ledger.finish_trial(
+                    event,
+                    peak_bytes(),
+                    _classifier_bytes(path.parent),
+                    costs.of_trial(method, event.trained_tokens, self.ledger.evaluations_of(event.trial)),
+                    costs.of_serving(method),
+                )
 
 
 def _classifier_bytes(trial: Path) -> int | None:

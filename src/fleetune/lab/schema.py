@@ -83,7 +83,30 @@ CREATE TABLE artifacts (
 ) STRICT;
 """
 
-MIGRATIONS: tuple[str, ...] = (_VERSION_1,)
+TEST_USES = """
+-- One row each time scores on the test split were shown to somebody.
+CREATE TABLE IF NOT EXISTS test_uses (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    time TEXT NOT NULL,
+    command TEXT NOT NULL,              -- run, compare, report, export, python
+    metric TEXT NOT NULL,
+    configurations INTEGER NOT NULL     -- how many were scored
+) STRICT;
+"""
+"""By itself, since a look at an older run makes this table there and leaves the rest to the run's next writer."""
+
+_VERSION_2 = f"""
+ALTER TABLE trials ADD COLUMN entry TEXT;                -- name of its [[method]], the same for its whole grid
+ALTER TABLE trials ADD COLUMN train_share REAL NOT NULL DEFAULT 1;
+ALTER TABLE trials ADD COLUMN train_texts INTEGER;
+ALTER TABLE trials ADD COLUMN operations REAL;           -- of training and evaluations
+ALTER TABLE trials ADD COLUMN serving_operations REAL;   -- of one text of mean length
+ALTER TABLE trials ADD COLUMN evaluation_texts INTEGER;  -- these two are sums, over attempts too
+ALTER TABLE trials ADD COLUMN evaluation_seconds REAL;
+{TEST_USES}
+"""
+
+MIGRATIONS: tuple[str, ...] = (_VERSION_1, _VERSION_2)
 """Script number n takes a ledger from version n to version n + 1; the version is SQLite's `user_version`."""
 
 SCHEMA_VERSION = len(MIGRATIONS)

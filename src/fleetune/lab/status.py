@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fleetune.lab.ledger import LedgerReader, Row
+from fleetune.lab.ledger import LedgerReader, Row, value_of
 from fleetune.lab.lock import is_locked
+from fleetune.lab.plan import trial_label
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class TrialStatus:
         value: Its metric at its best evaluation on validation.
         reason: Why it failed.
         metric: Its metric.
+        train_share: Share of the training texts it is given.
     """
 
     id: str
@@ -41,6 +43,12 @@ class TrialStatus:
     value: float | None
     reason: str | None
     metric: str
+    train_share: float = 1.0
+
+    @property
+    def label(self) -> str:
+        """Name and seed, and the share of the texts where it is not all."""
+        return trial_label(self.name, self.seed, self.train_share)
 
 
 @dataclass(frozen=True)
@@ -100,4 +108,5 @@ def _trial(row: Row, alive: bool) -> TrialStatus:
     return TrialStatus(
         row["id"], row["name"], row["data"], row["backbone"], row["seed"], status, row["step"], row["total_steps"],
         row["loss"], row["value"], row["reason"], row["metric"],
+        value_of(row, "train_share", 1.0),
     )  # fmt: skip

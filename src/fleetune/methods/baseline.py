@@ -95,6 +95,8 @@ class Baseline(Method):
     shares_backbone = False
     reads_model: ClassVar[bool] = False
     """Whether it asks the pretrained model; one that does not is the same over every backbone."""
+    reads_training_texts: ClassVar[bool] = True
+    """Whether it is fitted to them; one that is not is the same whatever their number."""
     is_floor: ClassVar[bool] = False
     """Whether it learns nothing by intent, so that one answer for every text is no failure."""
     training_fields: ClassVar[tuple[str, ...]] = ()

@@ -42,6 +42,7 @@ class ZeroShot(Baseline):
     """
 
     reads_model = True
+    reads_training_texts = False
     training_fields = ("precision",)
     tried_texts = 100
 

@@ -49,6 +49,8 @@ def tracked_trial(trial: Trial, parameters: dict[str, int], backbone: BackboneFa
         "data": trial.data.model_dump(mode="json", exclude_none=True),
         "parameters": parameters,
     }
+    if trial.train_share < 1.0:
+        configuration["train_share"] = trial.train_share
     if reads_model(trial.method.kind):
         configuration["backbone"] = trial.backbone.model_dump(mode="json", exclude_none=True)
     if backbone is not None:
