@@ -343,6 +343,15 @@ def test_slices_and_cost_of_a_finished_run_may_change_and_train_nothing(
     assert run(frozen, folder, executor=again).skipped == 4
 
 
+def test_what_may_change_is_not_named_as_what_differs(write_recipe: Callable[..., Path], folder: Path):
+    run(load_recipe(write_recipe(data=DATA)), folder, executor=FakeExecutor())
+    changed = {"compare": {"cost": "seconds"}, "data": {**DATA, "slices": ["label"]}, "method": [{"kind": "head"}]}
+    with pytest.raises(RecipeError, match=r"another recipe \(method\.0\.kind differs\)"):
+        run(load_recipe(write_recipe(**changed)), folder, executor=FakeExecutor())
+    with pytest.raises(RecipeError, match=r"another recipe \(data\.0\.curve differs\)"):
+        run(load_recipe(write_recipe(data={**DATA, "curve": [0.5]})), folder, executor=FakeExecutor())
+
+
 def test_a_damaged_file_of_texts_is_named_and_written_anew(recipe: Recipe, folder: Path):
     run(recipe, folder, executor=FakeExecutor())
     path = folder / "data" / "held_out.parquet"

@@ -110,9 +110,8 @@ class _Group:
                 self.say(f"trying a few steps of {trial.name} on {trial.backbone.name}")
                 begin_peak()
                 with _unless_out_of_memory():
-                    self.probes[key] = probe(
-                        self.backbone, trial.method, trial.training, self.data[trial.train_share], together
-                    )
+                    most = self.data[max(self.data)]
+                    self.probes[key] = probe(self.backbone, trial.method, trial.training, most, together)
         return self.probes[key]
 
 

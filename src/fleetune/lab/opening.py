@@ -117,6 +117,8 @@ def _freeze_presentation(place: RunFolder, recipe: Recipe, ledger: Ledger) -> No
 
 def _with_presentation(frozen: Document, new: Document) -> Document:
     """Returns the frozen recipe with the trackers, slices and cost of `new`; its names are the ledger's, and stay."""
+    if not frozen:
+        return new
     tracked = {TRACK: new[TRACK]} if TRACK in new else {}
     rest = {key: value for key, value in frozen.items() if key not in (TRACK, "data", "compare")}
     data = [_with_slices(old, own) for old, own in zip(frozen.get("data", []), new["data"], strict=False)]
@@ -156,8 +158,9 @@ def _row(trial: Trial, position: int, fleet: int, inputs: Inputs) -> dict[str, A
 
 def _other_recipe(place: RunFolder, inputs: Inputs) -> str:
     """Returns the refusal of a folder that holds another run, with the first thing that differs."""
-    old, new = _flat(_frozen(place)), _flat(json.loads(json.dumps(resolved(inputs.recipe))))
-    differing = [key for key in [*new, *old] if old.get(key) != new.get(key) and key != TRACK]
+    wanted = json.loads(json.dumps(resolved(inputs.recipe)))
+    old, new = _flat(_with_presentation(_frozen(place), wanted)), _flat(wanted)
+    differing = [key for key in [*new, *old] if old.get(key) != new.get(key)]
     what = f"{differing[0]} differs" if differing else "the texts of the data have changed since"
     return (
         f"{place.path} holds the run of another recipe ({what}).\n"
