@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from fleetune.calibration import HIGHEST, LOWEST, NEUTRAL_TEMPERATURE
 from fleetune.data.arrays import LabelType
 from fleetune.data.cutting import Cutting
 from fleetune.errors import BundleError
@@ -92,7 +93,7 @@ class Manifest(_Part):
     positive_threshold: float | None = None
     """Of two labels of which a text has one: calibrated probability from which it has the second; the more probable one
     where absent."""
-    temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    temperature: float = Field(default=NEUTRAL_TEMPERATURE, ge=LOWEST, le=HIGHEST, allow_inf_nan=False)
     """What logits are divided by before they become probabilities; 1 in bundles of before it was fitted."""
     pairs: bool
     """Whether a text is a pair of texts."""

@@ -161,7 +161,7 @@ class TrialPoint:
 
 
 def trial_points(trial: TrialResult, split: str, wish: WishKind, wished: float) -> list[TrialPoint]:
-    """Returns a point for each label that a threshold can give: all if multi-label, of two labels the second, else none.
+    """Returns a point for each label that a threshold can give: all if multi-label, the second of two, else none.
 
     Args:
         trial: A finished trial.

@@ -98,7 +98,7 @@ def _model(manifest: Manifest) -> list[str]:
     name = 'facts["backbone"]["model"]'
     revision = ', revision=facts["backbone"]["revision"]' if manifest.backbone.revision else ""
     lines += [
-        f"backbone = {f'embedded_folder({name})' if _is_embedded(manifest) else name}  # a name on the hub, or a folder",
+        f"backbone = {f'embedded_folder({name})' if _is_embedded(manifest) else name}  # a hub name or a folder",
         'config = AutoConfig.from_pretrained(Path(folder) / "model_config.json")',
         "model = AutoModelForSequenceClassification.from_pretrained(",
         f"    backbone, config=config, dtype=torch.float32{revision}",
@@ -124,8 +124,13 @@ def _prediction(manifest: Manifest) -> list[str]:
     texts = '["Type a text here."]'
     given = f'{texts}, ["And its second text here."]' if manifest.pairs else texts
     lines = [
-        f"inputs = tokenizer({given}, "
-        'truncation=True, max_length=facts["max_tokens"], padding=True, return_tensors="pt")',
+        "inputs = tokenizer(",
+        f"    {given},",
+        "    truncation=True,",
+        '    max_length=facts["max_tokens"],',
+        "    padding=True,",
+        '    return_tensors="pt",',
+        ")",
         "with torch.no_grad():",
         '    logits = model(**inputs).logits.double() / facts["temperature"]',
     ]
@@ -141,6 +146,9 @@ def _prediction(manifest: Manifest) -> list[str]:
         ]
     lines += ["probabilities = logits.softmax(-1)"]
     if manifest.positive_threshold is not None:
-        return [*lines, 'labels = [facts["labels"][int(row[1] >= facts["positive_threshold"])] '
-                        "for row in probabilities.tolist()]"]  # fmt: skip
+        return [
+            *lines,
+            'limit = facts["positive_threshold"]',
+            'labels = [facts["labels"][int(row[1] >= limit)] for row in probabilities.tolist()]',
+        ]
     return [*lines, 'labels = [facts["labels"][place] for place in probabilities.argmax(-1).tolist()]']
