@@ -9,6 +9,7 @@ from a handful of texts. So a weak prior is added, log T ~ N(0, 1): it counts ab
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -40,8 +41,10 @@ def fit_temperature(labels: NDArray[Any], logits: NDArray[Any]) -> float:
         return NEUTRAL_TEMPERATURE
     from scipy.optimize import minimize_scalar
 
+    log_loss = _log_loss(truth, raw)
+
     def cost(log_temperature: float) -> float:
-        return _log_loss(truth, raw / np.exp(log_temperature)) + log_temperature**2 / 2.0
+        return log_loss(float(np.exp(log_temperature))) + log_temperature**2 / 2.0
 
     grid = np.linspace(np.log(LOWEST), np.log(HIGHEST), GRID)
     best = int(np.argmin([cost(point) for point in grid]))
@@ -50,12 +53,14 @@ def fit_temperature(labels: NDArray[Any], logits: NDArray[Any]) -> float:
     return float(np.clip(np.exp(found.x), LOWEST, HIGHEST))
 
 
-def _log_loss(truth: NDArray[Any], logits: FloatArray) -> float:
-    """Returns the negative log likelihood, summed over texts and, where there are several, labels."""
+def _log_loss(truth: NDArray[Any], logits: FloatArray) -> Callable[[float], float]:
+    """Returns the negative log likelihood by temperature, summed over texts and, where there are several, labels."""
     if truth.ndim == 2:
-        return float((np.logaddexp(0.0, logits) - logits * truth).sum())
-    chosen = logits[np.arange(len(truth)), truth.astype(np.int64)]
-    return float((np.logaddexp.reduce(logits, axis=1) - chosen).sum())
+        against = np.where(truth == 1, -logits, logits)
+        return lambda temperature: float(np.logaddexp(0.0, against / temperature).sum())
+    below = logits - logits.max(axis=1, keepdims=True)
+    chosen = float(below[np.arange(len(truth)), truth.astype(np.int64)].sum())
+    return lambda temperature: float(np.log(np.exp(below / temperature).sum(axis=1)).sum() - chosen / temperature)
 
 
 def calibrated_probabilities(logits: NDArray[Any], temperature: float, multi_label: bool) -> FloatArray:

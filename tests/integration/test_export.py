@@ -75,7 +75,7 @@ def test_two_labels_with_a_wished_precision(
     assert told[0]["probabilities"]["pos"] == pytest.approx(classifier.predict_proba(TEXTS)[0, 1], abs=1e-6)
     check_blocks(tmp_path / "plain", monkeypatch)
 
-    wished = asked(capsys, "export", run, "--to", tmp_path / "bundle", "--recall", 0.97)
+    wished = asked(capsys, "export", run, "--to", tmp_path / "bundle", "--recall", "0.97")
     (point,) = wished["thresholds"]
     labels, logits = trial.predictions["validation"]
     scores = softmax(logits.astype(float) / temperature, axis=1)[:, 1]
@@ -109,7 +109,7 @@ def test_several_labels_with_a_wish_and_a_card_made_again(
     data = {"path": write_flags(tmp_path / "flags.csv").name, "label": NAMES, **FILES}
     run, bundle = run_of(write_recipe, tmp_path, capsys, data=data), tmp_path / "bundle"
     plain = asked(capsys, "export", run, "--to", tmp_path / "plain")
-    saved = asked(capsys, "export", run, plain["trial"], "--to", bundle, "--precision", 0.95)
+    saved = asked(capsys, "export", run, plain["trial"], "--to", bundle, "--precision", "0.95")
     before, after = manifest_of(tmp_path / "plain"), manifest_of(bundle)
     reached = {point["label"]: point for point in saved["thresholds"]}
     assert list(reached) == NAMES

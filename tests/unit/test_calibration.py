@@ -160,7 +160,7 @@ def test_operating_points_recompute_from_the_predictions() -> None:
         scores = expit(logits[:, 1].astype(float) / temperature)
         kept = [limit for limit in scores if recall_score(truth[:, 1], scores >= limit) >= 0.9]
         truth, logits = one.predictions["test"]
-        threshold = next(p.threshold for p in trial_points(one, "test", "recall", 0.9) if p.label == labels[1])
+        threshold = next(p.threshold for p in trial_points(one, "test", [("recall", 0.9)]) if p.label == labels[1])
         assert threshold is not None
         assert max(scores[scores < max(kept)], default=0.0) < threshold <= max(kept)
         chosen = expit(logits[:, 1].astype(float) / temperature) >= threshold

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]
 from huggingface_hub import ModelCard, ModelCardData
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -76,6 +76,7 @@ def manifest(of: SyntheticRun, place: int = 0, **changes: Any) -> Manifest:
 def parsed(text: str) -> tuple[ModelCardData, str]:
     """Returns the metadata and the rendered HTML."""
     card = ModelCard(text)
+    assert isinstance(card.data, ModelCardData)
     return card.data, MarkdownIt("commonmark").enable("table").render(card.text)
 
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 WishKind = Literal["precision", "recall"]
 Bins = Mapping[str, NDArray[np.float64]]
+Scored = tuple[NDArray[np.bool_], NDArray[np.float64]]
+"""Whether each text has a label, and with what probability: each `(texts,)`, or `(texts, num_labels)`."""
 
 WISHED = (0.8, 0.9, 0.95)
 OF_PROBABILITIES = ("roc_auc", "log_loss", "ece", "loss")
@@ -160,14 +162,13 @@ class TrialPoint:
     recall: float | None = None
 
 
-def trial_points(trial: TrialResult, split: str, wish: WishKind, wished: float) -> list[TrialPoint]:
-    """Returns a point for each label that a threshold can give: all if multi-label, the second of two, else none.
+def trial_points(trial: TrialResult, split: str, wishes: Sequence[tuple[WishKind, float]]) -> list[TrialPoint]:
+    """Returns a point for each wish and label that has a threshold: all if multi-label, the second of two, else none.
 
     Args:
         trial: A finished trial.
         split: Where it is judged; where the trial has no predictions for it, precision and recall there are None.
-        wish: What is wished.
-        wished: How much of it.
+        wishes: What is wished, and how much of it.
     """
     if not trial.multi_label and len(trial.label_names) != 2:
         return []
@@ -178,25 +179,29 @@ def trial_points(trial: TrialResult, split: str, wish: WishKind, wished: float) 
         if name in trial.predictions and len(trial.predictions[name][0])
     }
     columns = range(len(trial.label_names)) if trial.multi_label else (1,)
-    points = []
-    for column in columns:
-        label = trial.label_names[column]
-        held_out = found.get("validation")
-        threshold = None
-        if held_out is not None:
-            threshold = threshold_for(held_out[0][:, column], held_out[1][:, column], **{wish: wished})
-        if held_out is None or threshold is None:
-            points.append(TrialPoint(label, wish, wished, None))
-            continue
-        tuned = precision_and_recall(held_out[0][:, column], held_out[1][:, column], threshold)
-        judged: tuple[float | None, float | None] = (None, None)
-        if split in found:
-            judged = precision_and_recall(found[split][0][:, column], found[split][1][:, column], threshold)
-        points.append(TrialPoint(label, wish, wished, threshold, *tuned, *judged))
-    return points
+    return [
+        _point(
+            trial.label_names[column],
+            {name: (truth[:, column], scores[:, column]) for name, (truth, scores) in found.items()},
+            split,
+            wish,
+            wished,
+        )
+        for wish, wished in wishes
+        for column in columns
+    ]
 
 
-def _by_label(trial: TrialResult, split: str, temperature: float) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+def _point(label: str, found: Mapping[str, Scored], split: str, wish: WishKind, wished: float) -> TrialPoint:
+    held_out = found.get("validation")
+    threshold = None if held_out is None else threshold_for(held_out[0], held_out[1], **{wish: wished})
+    if held_out is None or threshold is None:
+        return TrialPoint(label, wish, wished, None)
+    judged = precision_and_recall(*found[split], threshold) if split in found else (None, None)
+    return TrialPoint(label, wish, wished, threshold, *precision_and_recall(*held_out, threshold), *judged)
+
+
+def _by_label(trial: TrialResult, split: str, temperature: float) -> Scored:
     """Returns whether each text has each label, and its calibrated probability, both `(texts, num_labels)`."""
     labels, logits = trial.predictions[split]
     indicators = labels == 1 if trial.multi_label else labels[:, None] == np.arange(len(trial.label_names))
@@ -260,12 +265,9 @@ def operating_points(row: Row, split: str, wished: Sequence[float] = WISHED) -> 
     """Returns what thresholds for each wished precision and recall, found on validation, reach on `split`."""
     trials = _usable(row, split)
     kinds: tuple[WishKind, ...] = ("precision", "recall")
-    points = []
-    for wish in kinds:
-        for value in wished:
-            by_trial = [trial_points(trial, split, wish, value) for trial in trials]
-            points += [_over_seeds(seeds) for seeds in zip(*by_trial, strict=True)]
-    return OperatingPoints(row.name, split, tuple(points))
+    wishes = [(kind, value) for kind in kinds for value in wished]
+    by_trial = [trial_points(trial, split, wishes) for trial in trials]
+    return OperatingPoints(row.name, split, tuple(_over_seeds(seeds) for seeds in zip(*by_trial, strict=True)))
 
 
 def _over_seeds(points: Sequence[TrialPoint]) -> OperatingPoint:

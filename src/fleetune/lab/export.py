@@ -192,7 +192,7 @@ def _decisions(trial: TrialResult, precision: float | None, recall: float | None
         thresholds = calibrated_thresholds(thresholds, temperature)
     if precision is None and recall is None:
         return _Decisions(temperature, thresholds)
-    points = tuple(trial_points(trial, "test", *_checked_wish(trial, precision, recall)))
+    points = tuple(trial_points(trial, "test", [_checked_wish(trial, precision, recall)]))
     found = [point.threshold for point in points]
     if thresholds is None:
         return _Decisions(temperature, None, found[0], points)
