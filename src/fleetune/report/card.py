@@ -330,8 +330,8 @@ def _limitations(
         found.append("It was trained with one seed, so how far its scores hang on chance is not known.")
     if len(siblings) > 1:
         found.append(
-            f"It is one of {len(siblings)} seeds. Its own scores owe something to chance; the mean over seeds says more "
-            "of the way it was trained."
+            f"It is one of {len(siblings)} seeds. Its own scores owe something to chance; the mean over seeds says "
+            "more of the way it was trained."
         )
     if trial is not None and (reason := trial.degenerate_reason(split)):
         found.append(f"It shows nothing learned: {reason}.")
