@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from fleetune.bundle import Bundle, load_bundle, save_bundle
+from fleetune.calibration import NEUTRAL_TEMPERATURE, calibrated_probabilities, calibrated_thresholds, fit_temperature
 from fleetune.data.arrays import GivenLabels, GivenTexts, as_items, classes_from, plain, read_labels, read_texts
 from fleetune.data.config import SplitConfig
 from fleetune.data.cutting import Cutting
@@ -31,7 +32,6 @@ from fleetune.errors import DataError, RecipeError, TrialFailedError
 from fleetune.methods import get
 from fleetune.methods.base import Method, describe_validation
 from fleetune.methods.baseline import Baseline
-from fleetune.metrics import probabilities_of
 from fleetune.thresholds import final_thresholds
 
 if TYPE_CHECKING:
@@ -79,12 +79,16 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         class_weights: `none`, `balanced`, or a number for each of `classes_`; multi-label, a label's positives are
             weighed.
         thresholds: Multi-label: `tuned` for each label's F1 on the texts kept aside (0.5 where there are none), or a
-            number.
+            number, for the probabilities as they are before calibration.
 
     Attributes:
         classes_: The labels in the order of the columns of `predict_proba`: strings sorted, numbers by value.
         history_: One dictionary an evaluation: `step`, `epoch` and the metrics on the texts kept aside.
+        temperature_: What logits are divided by before they become probabilities; fitted on the texts kept aside, 1
+            where there are none. It changes no prediction.
         thresholds_: Probability from which a label is given, one each, if multi-label; else None. May be changed.
+        positive_threshold_: Of two classes, the probability from which the second is given; the more probable one if
+            None. May be changed.
 
     Example:
         >>> classifier = TextClassifier(method=LoRA(rank=8)).fit(texts, labels)
@@ -168,7 +172,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         )
         self.backbone_, self.method_, self.tokenizer_ = backbone, method, tokenizer
         self.classes_, self.label_names_, self.label_type_ = labels.classes, labels.names, labels.label_type
-        self.thresholds_ = _thresholds(training, dataset, logits)
+        self.temperature_, self.thresholds_ = _calibration(training, dataset, logits)
+        self.positive_threshold_: float | None = None
         self.pairs_, self.max_tokens_, self.cutting_ = dataset.pairs is not None, self.max_tokens, cutting
         self._probe = _rows(texts, np.linspace(0, len(dataset) - 1, min(PROBE_TEXTS, len(dataset))).astype(np.int64))
         return self
@@ -200,11 +205,11 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self.thresholds_ is not None
 
     def predict_proba(self, X: Texts) -> NDArray[np.float64]:
-        """Returns probabilities `(texts, num_labels)` in the order of `classes_`; rows sum to 1 unless multi-label."""
-        return np.asarray(probabilities_of(self.decision_function(X), self.multi_label))
+        """Returns calibrated probabilities `(texts, num_labels)` by `classes_`; rows sum to 1 unless multi-label."""
+        return calibrated_probabilities(self.decision_function(X), self.temperature_, self.multi_label)
 
     def decision_function(self, X: Texts) -> NDArray[np.float32]:
-        """Returns logits `(texts, num_labels)` in the order of `classes_`, two columns for two classes.
+        """Returns raw logits `(texts, num_labels)` in the order of `classes_`, two columns for two classes.
 
         Raises:
             NotFittedError: Before `fit` or `load`.
@@ -228,6 +233,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict(self, X: Texts) -> Any:
         """Returns one label a text; if multi-label, a tuple of labels a text, or a 0/1 array where `fit` had one."""
         probabilities = self.predict_proba(X)
+        if self.positive_threshold_ is not None:
+            return self.classes_[(probabilities[:, 1] >= self.positive_threshold_).astype(np.int64)]
         if self.thresholds_ is None:
             return self.classes_[probabilities.argmax(axis=1)]
         given = probabilities >= self.thresholds_
@@ -273,6 +280,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             long_texts=self.cutting_,
             training={**training, "evaluations": self.history_},
             thresholds=None if self.thresholds_ is None else [float(value) for value in self.thresholds_],
+            positive_threshold=self.positive_threshold_,
+            temperature=self.temperature_,
             tokenizer=self.tokenizer_,
             label_type=self.label_type_,
             probe=self._tokens(self._probe),
@@ -314,6 +323,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         classifier.label_names_, classifier.label_type_ = list(manifest.labels), manifest.label_type
         classifier.classes_ = classes_from(classifier.label_names_, manifest.label_type)
         classifier.thresholds_ = None if manifest.thresholds is None else np.array(manifest.thresholds)
+        classifier.temperature_ = manifest.temperature
+        classifier.positive_threshold_ = manifest.positive_threshold
         classifier.pairs_, classifier.max_tokens_ = manifest.pairs, manifest.max_tokens
         classifier.cutting_ = manifest.long_texts
         classifier.history_ = list(manifest.training.get("evaluations", []))
@@ -376,11 +387,13 @@ def _train(
     return trial.best or trial.parameters.state(), history, logits
 
 
-def _thresholds(
+def _calibration(
     training: TrainingConfig, dataset: Dataset, logits: NDArray[np.float32] | None
-) -> NDArray[np.float64] | None:
-    """Returns from which probability each label is given, None where texts have one label each."""
+) -> tuple[float, NDArray[np.float64] | None]:
+    """Returns the temperature, and from which probability each label is given, None where texts have one label each."""
+    held_out = None if logits is None else (dataset.labels[dataset.splits["validation"]], logits)
+    temperature = NEUTRAL_TEMPERATURE if held_out is None else fit_temperature(*held_out)
     if not dataset.multi_label:
-        return None
-    labels = dataset.labels[dataset.splits["validation"]]
-    return final_thresholds(training.thresholds, dataset.num_labels, None if logits is None else (labels, logits))
+        return temperature, None
+    plain = final_thresholds(training.thresholds, dataset.num_labels, held_out)
+    return temperature, calibrated_thresholds(plain, temperature)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fleetune.errors import RecipeError
+from fleetune.errors import RecipeError, UserError
 from fleetune.lab.folder import RunFolder, default_folder
 from fleetune.lab.notices import Said, Watch, unwatched
 from fleetune.lab.overrides import Document
@@ -47,11 +47,16 @@ class ExperimentResult:
         """The comparison as a table, best first."""
         return self.comparison.frame()
 
-    def export(self, to: str | Path, trial: str = "best", merge: bool = False) -> ExportReport:
-        """Saves a trial as a bundle in folder `to`, verified by reloading it."""
-        from fleetune.lab.export import export_trial
-
-        return export_trial(self.folder, trial, Path(to), merge)
+    def export(
+        self,
+        to: str | Path,
+        trial: str = "best",
+        merge: bool = False,
+        precision: float | None = None,
+        recall: float | None = None,
+    ) -> ExportReport:
+        """Saves a trial as a bundle with its model card in folder `to`, verified by reloading it; see `export`."""
+        return export(self.folder, trial, Path(to), merge, precision, recall)
 
 
 class Experiment:
@@ -161,6 +166,59 @@ def run_recipe(
         watch(Said("writing the report"))
         page = write_report(results, RunFolder(folder).report)
     return ExperimentResult(compare(results.trials), summary, folder, page)
+
+
+def export(
+    run: Path,
+    trial: str,
+    to: Path,
+    merge: bool = False,
+    precision: float | None = None,
+    recall: float | None = None,
+) -> ExportReport:
+    """Saves a trial as a bundle in folder `to`, verified by reloading it, and writes its model card.
+
+    Args:
+        run: The run's folder.
+        trial: `best`, an id or its beginning, or a configuration's name.
+        to: The bundle's folder; it must not exist, or be empty.
+        merge: Whether the adapter is merged into a copy of the backbone's weights.
+        precision: Precision that each label's threshold is to keep on validation.
+        recall: Recall that it is to keep there; one of the two, for several labels a text or for two labels.
+
+    Raises:
+        UserError: If it cannot be exported like that.
+        ExportMismatchError: If the reloaded bundle gives other logits.
+    """
+    from fleetune.lab.export import export_trial
+
+    report = export_trial(run, trial, to, merge, precision, recall)
+    card = describe(run, to)
+    return replace(report, bytes=report.bytes + card.stat().st_size)
+
+
+def describe(run: Path, bundle: Path, trial: str | None = None) -> Path:
+    """Writes the model card of a bundle that comes from `run`, and returns its path.
+
+    Args:
+        run: The run's folder.
+        bundle: The bundle's folder.
+        trial: What the bundle is expected to hold: `best`, an id or its beginning, or a configuration's name.
+
+    Raises:
+        UserError: If there is no such bundle or trial, or the bundle holds another.
+    """
+    from fleetune.bundle.manifest import read_manifest
+    from fleetune.compare.summary import compare
+    from fleetune.lab.export import choose_trial
+    from fleetune.lab.results import load_results
+    from fleetune.report.card import write_card
+
+    results = load_results(run)
+    held = read_manifest(bundle).training.get("trial")
+    if trial is not None and (wanted := choose_trial(results, trial).id) != held:
+        raise UserError(f"{bundle} holds trial {held}, and '{trial}' is {wanted}.\nLeave it out, or export that one")
+    return write_card(bundle, results, compare(results.trials))
 
 
 def _document(recipe: Mapping[str, Any]) -> Document:

@@ -12,6 +12,9 @@ Thresholds are tuned for each label's F1 on validation, by this rule:
 Thresholds fit the texts they were tuned on better than others. So validation is judged *cross-fitted*: its texts are
 dealt into folds, and a text's labels are decided by thresholds tuned on the other folds. All those decisions are
 scored together, as Forman and Scholz (2010, SIGKDD Explorations 12) advise for F1.
+
+`threshold_for` answers another question: from which probability on are so many of a label's texts right, or found? It
+keeps what is wished on the texts it is tuned on; other texts have to tell whether it holds.
 """
 
 from __future__ import annotations
@@ -74,6 +77,42 @@ def best_threshold(truth: NDArray[np.bool_], scores: FloatArray) -> float:
     nearest = int(np.minimum(abs(lower - NEUTRAL), abs(upper - NEUTRAL)).argmin())
     middle = float((lower[nearest] + upper[nearest]) / 2.0)
     return middle if middle > lower[nearest] else float(upper[nearest])
+
+
+def threshold_for(
+    truth: NDArray[Any], scores: NDArray[Any], *, precision: float | None = None, recall: float | None = None
+) -> float | None:
+    """Returns the threshold that keeps a wished precision or recall on these texts; None where there is none.
+
+    With a precision, of all thresholds that reach it the one of the highest recall, and of equals the highest. One
+    that gives the label to no text has no precision. With a recall, the highest threshold that reaches it. It lies in
+    the middle between two probabilities.
+
+    Args:
+        truth: 0/1 `(texts,)`; without a 1 there is none to find.
+        scores: Probabilities `(texts,)`.
+        precision: Lowest share of right ones among the texts given the label.
+        recall: Lowest share of the label's texts that are given it.
+
+    Raises:
+        ValueError: Unless one of precision and recall is given.
+    """
+    if (precision is None) == (recall is None):
+        raise ValueError("give a precision or a recall, and not both")
+    positive, values = np.asarray(truth).astype(np.bool_), np.asarray(scores, dtype=np.float64)
+    if not positive.any() or not np.isfinite(values).all():
+        return None
+    order = np.argsort(-values, kind="stable")
+    upper, lower = values[order], np.append(values[order][1:], 0.0)
+    hits, given = np.cumsum(positive[order]), np.arange(1, len(values) + 1)
+    whole = np.append(lower[:-1] < upper[:-1], True)
+    reached = hits / given >= precision if precision is not None else hits / positive.sum() >= recall
+    fitting = np.flatnonzero(whole & reached & (hits > 0))
+    if not len(fitting):
+        return None
+    chosen = fitting[np.argmax(hits[fitting])] if precision is not None else fitting[0]
+    middle = float((lower[chosen] + upper[chosen]) / 2.0)
+    return middle if middle > lower[chosen] else float(upper[chosen])
 
 
 def _drawn(threshold: float, towards: float, positives: int) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import expit, logit
 from sklearn.metrics import f1_score, matthews_corrcoef, multilabel_confusion_matrix
 
 from fleetune import TextClassifier
@@ -100,7 +101,9 @@ def test_several_labels_from_a_recipe_to_a_classifier(write_recipe: WriteRecipe,
 
     saved = asked(capsys, "export", run, "lora", "--to", tmp_path / "bundle")
     manifest = json.loads((tmp_path / "bundle" / "fleetune.json").read_text())
-    np.testing.assert_allclose(manifest["thresholds"], thresholds[saved["trial"]])
+    assert manifest["temperature"] == saved["temperature"] != 1.0
+    plain = thresholds[saved["trial"]]
+    np.testing.assert_allclose(manifest["thresholds"], expit(logit(plain) / manifest["temperature"]))
     assert manifest["training"]["scores"]["test"]["exact_match"] >= 0.0
     texts = pd.read_csv(flags)["text"].tolist()[:12]
     read = asked(capsys, "predict", tmp_path / "bundle", *texts)["predictions"]
@@ -133,8 +136,8 @@ def test_thresholds_of_a_text_classifier(tiny_bert: Path, tmp_path: Path):
     assert tuned.thresholds_ is not None and (tuned.thresholds_ != 0.5).any()
     held_out = tuned._split(_dataset(read_texts(texts), read_labels(labels)))["validation"]
     assert 50 < len(held_out) < 90
-    probabilities = tuned.predict_proba([texts[index] for index in held_out])
-    expected = tuned_thresholds(labels[held_out], probabilities)
+    logits = tuned.decision_function([texts[index] for index in held_out])
+    expected = expit(logit(tuned_thresholds(labels[held_out], sigmoid(logits))) / tuned.temperature_)
     assert tuned.thresholds_.tolist() == pytest.approx(expected.tolist(), abs=1e-5)
     np.testing.assert_array_equal(tuned.predict(texts), tuned.predict_proba(texts) >= tuned.thresholds_)
     tuned.save(tmp_path / "bundle")
@@ -142,9 +145,11 @@ def test_thresholds_of_a_text_classifier(tiny_bert: Path, tmp_path: Path):
     assert loaded.thresholds_ is not None and loaded.thresholds_.tolist() == tuned.thresholds_.tolist()
     assert (loaded.loss, list(loaded.class_weights), loaded.thresholds) == ("focal", [1.0, 1.0, 3.0], "tuned")
     fixed = TextClassifier(str(tiny_bert), thresholds=0.25, **common).fit(texts, labels)
-    assert fixed.thresholds_ is not None and fixed.thresholds_.tolist() == [0.25] * 3
+    assert fixed.thresholds_ is not None and fixed.temperature_ != 1.0
+    np.testing.assert_array_equal(fixed.predict(texts), sigmoid(fixed.decision_function(texts)) >= 0.25)
     alone = TextClassifier(str(tiny_bert), **{**common, "validation": 0.0}).fit(texts, labels)
     assert alone.thresholds_ is not None and alone.thresholds_.tolist() == [0.5] * 3
+    assert alone.temperature_ == 1.0
 
 
 def test_data_sets_with_their_own_metrics_and_a_test_without_labels(

@@ -23,6 +23,7 @@ from fleetune.errors import (
     RecipeError,
     TrialFailedError,
 )
+from fleetune.metrics import softmax
 from tests.conftest import BAD, GOOD, PLAIN
 
 SETTINGS: dict[str, Any] = {"epochs": 5, "learning_rate": 1e-2, "precision": "fp32", "max_tokens": 32}
@@ -72,6 +73,7 @@ def test_it_is_the_same_after_saving_and_loading(fitted: TextClassifier, tmp_pat
     assert fitted.save(tmp_path / "b", merge=merge) < 1e-5
     loaded = TextClassifier.load(tmp_path / "b", precision="fp32")
     np.testing.assert_allclose(loaded.predict_proba(NEW), fitted.predict_proba(NEW), atol=1e-5 if merge else 0)
+    assert loaded.temperature_ == fitted.temperature_ != 1.0
     assert loaded.classes_.tolist() == fitted.classes_.tolist()
     assert loaded.history_ == json.loads(json.dumps(fitted.history_))
     assert loaded.get_params()["learning_rate"] == SETTINGS["learning_rate"]
@@ -87,7 +89,9 @@ def test_a_merged_bundle_needs_neither_backbone_nor_fleetune(fitted: TextClassif
     pipeline = transformers.pipeline("text-classification", str(tmp_path / "b"), truncation=True)
     answers = pipeline(NEW)
     assert [answer["label"] for answer in answers] == fitted.predict(NEW).tolist()
-    np.testing.assert_allclose([a["score"] for a in answers], fitted.predict_proba(NEW).max(axis=1), atol=1e-5)
+    # A pipeline knows no temperature.
+    expected = softmax(fitted.decision_function(NEW)).max(axis=1)
+    np.testing.assert_allclose([a["score"] for a in answers], expected, atol=1e-5)
 
 
 def test_the_bundles_tokenizer_is_the_one_of_training(fitted: TextClassifier, tmp_path: Path) -> None:

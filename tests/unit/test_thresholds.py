@@ -19,6 +19,7 @@ from fleetune.thresholds import (
     cross_fitted_thresholds,
     final_thresholds,
     fold_of,
+    threshold_for,
     tuned_thresholds,
     validation_thresholds,
 )
@@ -157,3 +158,43 @@ def test_noise_that_tuned_thresholds_part_is_degenerate_all_the_same() -> None:
     lost = replace(trial, training={"thresholds": "tuned"}, predictions=noise)
     assert "not above chance" in (lost.degenerate_reason("test") or "")
     assert trial.degenerate_reason("test") is None
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.sampled_from(NUMBERS) | st.floats(0, 1)), min_size=1, max_size=25),
+    st.sampled_from([0.0, 0.3, 0.5, 0.6, 0.75, 0.9, 1.0]),
+)
+@settings(max_examples=300, deadline=None)
+def test_a_wished_precision_or_recall_is_kept_at_the_least_cost(texts: list[tuple[bool, float]], wished: float) -> None:
+    truth, scores = np.array([one[0] for one in texts]), np.array([one[1] for one in texts])
+
+    def reached(threshold: float) -> tuple[int, int]:
+        chosen = scores >= threshold
+        return int((truth & chosen).sum()), int(chosen.sum())
+
+    # Every set of texts that a threshold can choose, by brute force.
+    possible = [reached(threshold) for threshold in scores]
+    precise = [(hits, -given) for hits, given in possible if hits and hits / given >= wished]
+    found = threshold_for(truth, scores, precision=wished)
+    if found is None:
+        assert not precise
+    else:
+        hits, given = reached(found)
+        assert (hits, -given) == max(precise) and 0.0 <= found <= 1.0
+    complete = [given for hits, given in possible if hits and hits / truth.sum() >= wished]
+    found = threshold_for(truth, scores, recall=wished)
+    if found is None:
+        assert not truth.any()
+    else:
+        assert reached(found)[1] == min(complete)
+
+
+def test_a_wish_that_nothing_can_keep_has_no_threshold() -> None:
+    truth, scores = np.array([False, True, False]), np.array([0.9, 0.5, 0.4])
+    assert threshold_for(truth, scores, precision=0.6) is None
+    assert threshold_for(truth, scores, precision=0.5) == pytest.approx(0.45)
+    assert threshold_for(truth, scores, recall=1.0) == pytest.approx(0.45)
+    assert threshold_for(truth, np.array([0.9, np.nan, 0.1]), recall=0.1) is None
+    assert threshold_for(np.zeros(0, dtype=bool), np.zeros(0), recall=0.1) is None
+    with pytest.raises(ValueError, match="not both"):
+        threshold_for(truth, scores)

@@ -7,9 +7,10 @@ A bundle comes in one of four forms:
     delta       `delta.safetensors`: a method that neither PEFT nor transformers know; for Fleetune alone
     merged      `config.json`, `model.safetensors`: a complete Hugging Face model that needs no backbone
 
-With each come `fleetune.json` (labels, thresholds, backbone, tokenizer, checksums) and the tokenizer's files; the
-first three have `model_config.json` too, the backbone's configuration with the labels' names. It is not called
-`config.json`, which would make transformers look for a complete model in the folder.
+With each come `fleetune.json` (labels, thresholds, temperature, backbone, tokenizer, checksums) and the tokenizer's
+files. The first three have `model_config.json` too, the backbone's configuration with the labels' names. It is not
+called `config.json`, which would make transformers look for a complete model in the folder. The model card,
+`README.md`, has no checksum: people mend its words.
 """
 
 from __future__ import annotations

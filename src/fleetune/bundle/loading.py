@@ -38,7 +38,7 @@ MAX_HEADER_BYTES = 16 << 20
 MAX_LAYERS = 1_000
 LAYER_COUNTS = ("num_hidden_layers", "n_layers", "num_layers", "n_layer")
 TOLERATED_SUFFIX = ".md"
-"""A model card may lie beside a bundle's own files, and hidden files may; nothing else."""
+"""The model card may lie beside a bundle's own files, and hidden files may; nothing else."""
 
 
 @dataclass(frozen=True)

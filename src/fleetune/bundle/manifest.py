@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from fleetune.calibration import HIGHEST, LOWEST, NEUTRAL_TEMPERATURE
 from fleetune.data.arrays import LabelType
 from fleetune.data.cutting import Cutting
 from fleetune.errors import BundleError
@@ -88,7 +89,12 @@ class Manifest(_Part):
     """What labels are in Python."""
     multi_label: bool
     thresholds: list[float] | None
-    """Probability from which a label is given, one each; None where a text has exactly one label."""
+    """Calibrated probability from which a label is given, one each; None where a text has exactly one label."""
+    positive_threshold: float | None = None
+    """Of two labels of which a text has one: calibrated probability from which it has the second; the more probable one
+    where absent."""
+    temperature: float = Field(default=NEUTRAL_TEMPERATURE, ge=LOWEST, le=HIGHEST, allow_inf_nan=False)
+    """What logits are divided by before they become probabilities; 1 in bundles of before it was fitted."""
     pairs: bool
     """Whether a text is a pair of texts."""
     max_tokens: int = Field(ge=1)
@@ -130,6 +136,11 @@ class Manifest(_Part):
                 raise ValueError(f"{len(self.thresholds)} thresholds for {len(self.labels)} labels")
             if not all(math.isfinite(value) and 0.0 <= value <= 1.0 for value in self.thresholds):
                 raise ValueError("a threshold is not between 0 and 1")
+        if self.positive_threshold is not None:
+            if self.multi_label or len(self.labels) != 2:
+                raise ValueError("a positive threshold belongs to a classifier of two labels, and only to one")
+            if not 0.0 <= self.positive_threshold <= 1.0:
+                raise ValueError("the positive threshold is not between 0 and 1")
         return self
 
     def to_bytes(self) -> bytes:

@@ -99,6 +99,8 @@ def save_bundle(
     long_texts: Cutting | None = None,
     training: Mapping[str, Any] | None = None,
     thresholds: Sequence[float] | None = None,
+    positive_threshold: float | None = None,
+    temperature: float = 1.0,
     tokenizer: PreTrainedTokenizerBase | None = None,
     label_type: LabelType = "str",
     precision: str | None = None,
@@ -121,7 +123,9 @@ def save_bundle(
         max_tokens: Longest sequence, special tokens included.
         long_texts: What became of longer texts; if absent they were cut.
         training: Summary of the training, for `fleetune.json`.
-        thresholds: One a label if `multi_label`; 0.5 each if absent.
+        thresholds: One a label if `multi_label`, for calibrated probabilities; 0.5 each if absent.
+        positive_threshold: Of two labels, the calibrated probability from which the second is given.
+        temperature: What logits are divided by before they become probabilities.
         tokenizer: Saved along; where absent, the backbone's own is to be used.
         label_type: What the labels are in Python.
         precision: Precision of the training; the backbone's if absent.
@@ -157,6 +161,8 @@ def save_bundle(
             label_type=label_type,
             multi_label=multi_label,
             thresholds=None if thresholds is None else [float(value) for value in thresholds],
+            positive_threshold=positive_threshold,
+            temperature=temperature,
             pairs=pairs,
             max_tokens=max_tokens,
             long_texts=long_texts or Cutting(),

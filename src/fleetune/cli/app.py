@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-COMMANDS = ("demo", "init", "check", "run", "status", "compare", "report", "export", "predict", "methods")
+COMMANDS = ("demo", "init", "check", "run", "status", "compare", "report", "export", "card", "predict", "methods")
 
 app = typer.Typer(
     name="fleetune",
@@ -135,12 +135,16 @@ def compare(
         Optional[str],  # noqa: UP045
         typer.Option("--metric", metavar="NAME", help="Another score than the recipe's."),
     ] = None,
+    table: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--format", metavar="csv|md|latex", help="A table for a spreadsheet, a README or a paper."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """What may be said of a run's configurations."""
     from fleetune.cli.commands import show_comparison
 
-    show_comparison(folder, metric, as_json)
+    show_comparison(folder, metric, as_json, table)
 
 
 @app.command()
@@ -160,12 +164,36 @@ def export(
     ] = "best",
     merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter into a copy of the backbone.")] = False,
     onnx: Annotated[bool, typer.Option("--onnx", help="Also write an ONNX model.")] = False,
+    precision: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--precision", metavar="P", help="Precision that each label's threshold keeps on validation."),
+    ] = None,
+    recall: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--recall", metavar="R", help="Recall that each label's threshold keeps on validation."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Saves a trained classifier as a bundle, verified by reloading it."""
-    from fleetune.cli.commands import export_bundle
+    """Saves a trained classifier as a bundle with its model card, verified by reloading it."""
+    from fleetune.cli.bundles import export_bundle
 
-    export_bundle(folder, trial, to, merge, onnx, as_json)
+    export_bundle(folder, trial, to, merge, onnx, precision, recall, as_json)
+
+
+@app.command()
+def card(
+    folder: RunDir,
+    to: Annotated[Path, typer.Option("--to", metavar="BUNDLE", help="The bundle's folder.")],
+    trial: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="[TRIAL|best]", help="The trial that the bundle is expected to hold."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Writes a bundle's model card anew: README.md, as the Hugging Face hub reads it."""
+    from fleetune.cli.bundles import make_card
+
+    make_card(folder, trial, to, as_json)
 
 
 @app.command()

@@ -12,7 +12,7 @@ import typer
 
 from fleetune.cli.output import print_error, print_json, print_line, print_note, print_table
 from fleetune.cli.tables import describe_prediction, print_check, print_comparison, print_method, run_line
-from fleetune.cli.words import count, number, size
+from fleetune.cli.words import count, number
 from fleetune.errors import UserError
 
 if TYPE_CHECKING:
@@ -134,8 +134,10 @@ def show_status(folder: Path, as_json: bool) -> None:
         print_line(f"To go on: fleetune run {shlex.quote(str(folder / 'recipe.toml'))}")
 
 
-def show_comparison(folder: Path, metric: str | None, as_json: bool) -> None:
-    """Says what may be said of a run's configurations."""
+def show_comparison(folder: Path, metric: str | None, as_json: bool, table: str | None = None) -> None:
+    """Says what may be said of a run's configurations; as a `table` for other programs, where one is asked for."""
+    if table is not None and as_json:
+        raise UserError("--format and --json were both given; --json is a format of its own.\nGive one of them")
     from fleetune.compare.summary import compare
     from fleetune.lab.results import load_results
     from fleetune.lab.test_uses import log_scores
@@ -149,6 +151,10 @@ def show_comparison(folder: Path, metric: str | None, as_json: bool) -> None:
     log_scores(results, "compare", metric)
     if as_json:
         print_json(comparison.to_json())
+    elif table is not None:
+        from fleetune.report.tables import as_table
+
+        print_line(as_table(comparison, table).rstrip("\n"))
     else:
         print_comparison(comparison)
 
@@ -165,34 +171,6 @@ def write_page(folder: Path, as_json: bool) -> None:
         print_json({"run": str(folder), "report": str(page), "bytes": page.stat().st_size})
     else:
         print_line(f"report: {page}")
-
-
-def export_bundle(folder: Path, trial: str, to: Path, merge: bool, onnx: bool, as_json: bool) -> None:
-    """Saves a bundle."""
-    from fleetune.lab.export import export_trial
-
-    if onnx:
-        raise UserError("--onnx needs the extra 'onnx' and is not in this version.\nExport without --onnx")
-    saved = export_trial(folder, trial, to, merge)
-    if as_json:
-        print_json(
-            {
-                "trial": saved.trial,
-                "name": saved.name,
-                "bundle": str(saved.path),
-                "bytes": saved.bytes,
-                "max_difference": saved.max_difference,
-                "remark": saved.remark,
-                "note": saved.note,
-            }
-        )
-        return
-    remark = f"; {saved.remark}" if saved.remark else ""
-    print_line(f"{saved.name} ({saved.trial}) is in {saved.path}, {size(saved.bytes)}{remark}")
-    print_line(f"reloaded: logits differ from the trial's by at most {saved.max_difference:.1e}")
-    if saved.note is not None:
-        print_line(f"note: {saved.note}")
-    print_line(f'Next: fleetune predict {shlex.quote(str(saved.path))} "a text"')
 
 
 def predict_texts(
@@ -243,7 +221,10 @@ def predictions_of(classifier: Any, texts: Any) -> list[dict[str, Any]]:
             labels = [name for name, probability, threshold in given if probability >= threshold]
             result.append({"labels": labels, "probabilities": probabilities})
         else:
-            result.append({"label": max(names, key=probabilities.__getitem__), "probabilities": probabilities})
+            label = max(names, key=probabilities.__getitem__)
+            if classifier.positive_threshold_ is not None:
+                label = names[int(row[1] >= classifier.positive_threshold_)]
+            result.append({"label": label, "probabilities": probabilities})
     return result
 
 

@@ -9,7 +9,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fleetune import methods
+from fleetune.calibration import calibrated_thresholds
+from fleetune.compare.calibration import TrialPoint, WishKind, bundle_scores, temperature_of, trial_points
 from fleetune.data.tokens import open_tokens
 from fleetune.errors import BackboneError, RunError, UserError
 from fleetune.lab.folder import RunFolder
@@ -43,6 +48,8 @@ class ExportReport:
         bytes: Size of the folder.
         remark: What is to be said of the choice, None where there is nothing: a baseline is better.
         note: What its weights are, where that may surprise.
+        temperature: What logits are divided by, fitted on validation.
+        points: Where a precision or recall was wished, what each label's threshold reaches on validation and test.
     """
 
     trial: str
@@ -52,6 +59,25 @@ class ExportReport:
     bytes: int
     remark: str | None = None
     note: str | None = None
+    temperature: float = 1.0
+    points: tuple[TrialPoint, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Decisions:
+    """How the bundle's classifier decides.
+
+    Attributes:
+        temperature: What logits are divided by.
+        thresholds: For calibrated probabilities, one a label, if multi-label.
+        positive_threshold: Of two labels, from which calibrated probability the second is given.
+        points: What was wished of each label's threshold, and what it reaches.
+    """
+
+    temperature: float
+    thresholds: NDArray[np.float64] | None
+    positive_threshold: float | None = None
+    points: tuple[TrialPoint, ...] = ()
 
 
 def choose_trial(results: RunResults, wanted: str) -> TrialResult:
@@ -93,7 +119,14 @@ def _named_trial(results: RunResults, wanted: str) -> TrialResult:
     raise UserError(f"no finished trial is called '{wanted}'; {hint}")
 
 
-def export_trial(run: Path, trial_id: str, to: Path, merge: bool = False) -> ExportReport:
+def export_trial(
+    run: Path,
+    trial_id: str,
+    to: Path,
+    merge: bool = False,
+    precision: float | None = None,
+    recall: float | None = None,
+) -> ExportReport:
     """Saves a trial as a bundle in folder `to`, and reloads it to compare its logits.
 
     Args:
@@ -101,9 +134,12 @@ def export_trial(run: Path, trial_id: str, to: Path, merge: bool = False) -> Exp
         trial_id: What `choose_trial` takes.
         to: The bundle's folder; it must not exist, or be empty.
         merge: Whether the adapter is merged into a copy of the backbone's weights.
+        precision: Precision that each label's threshold is to keep on validation.
+        recall: Recall that it is to keep there; one of the two, for several labels a text or for two labels.
 
     Raises:
-        UserError: If there is no such trial, the backbone has changed since, or `to` is taken.
+        UserError: If there is no such trial, the backbone has changed since, `to` is taken, or the trial's labels have
+            no threshold.
         ExportMismatchError: If the reloaded bundle gives other logits.
     """
     from fleetune.bundle import save_bundle
@@ -111,6 +147,7 @@ def export_trial(run: Path, trial_id: str, to: Path, merge: bool = False) -> Exp
 
     results = load_results(run)
     trial = choose_trial(results, trial_id)
+    decisions = _decisions(trial, precision, recall)
     recipe = load_recipe(RunFolder(run).recipe)
     data = next(config for config in recipe.data if config.name == trial.data)
     with LedgerReader(run) as ledger:
@@ -133,8 +170,10 @@ def export_trial(run: Path, trial_id: str, to: Path, merge: bool = False) -> Exp
         pairs=meta["data"][trial.data]["pairs"],
         max_tokens=data.max_tokens,
         long_texts=data.cutting,
-        training=_training_summary(results, trial),
-        thresholds=None if trial.final_thresholds is None else trial.final_thresholds.tolist(),
+        training=_training_summary(results, trial, decisions),
+        thresholds=None if decisions.thresholds is None else decisions.thresholds.tolist(),
+        positive_threshold=decisions.positive_threshold,
+        temperature=decisions.temperature,
         tokenizer=load_tokenizer(config),
         precision=trial.precision,
         probe=open_tokens(run / facts["tokens"]),
@@ -145,7 +184,51 @@ def export_trial(run: Path, trial_id: str, to: Path, merge: bool = False) -> Exp
     size = sum(file.stat().st_size for file in to.rglob("*") if file.is_file())
     name = trial_label(trial.method, trial.seed, trial.train_share)
     remark = _better_baseline(results, trial) if trial_id in (BEST, trial.data) else None
-    return ExportReport(trial.id, name, to, difference or 0.0, size, remark, _note(config, merge))
+    note = _note(config, merge)
+    return ExportReport(
+        trial.id, name, to, difference or 0.0, size, remark, note, decisions.temperature, decisions.points
+    )
+
+
+def _decisions(trial: TrialResult, precision: float | None, recall: float | None) -> _Decisions:
+    """Returns how the bundle decides: as the trial did, but for labels whose threshold keeps what is wished."""
+    temperature = temperature_of(trial)
+    thresholds = trial.final_thresholds
+    if thresholds is not None:
+        thresholds = calibrated_thresholds(thresholds, temperature)
+    if precision is None and recall is None:
+        return _Decisions(temperature, thresholds)
+    points = tuple(trial_points(trial, "test", [_checked_wish(trial, precision, recall)]))
+    found = [point.threshold for point in points]
+    if thresholds is None:
+        return _Decisions(temperature, None, found[0], points)
+    kept = [own if new is None else new for own, new in zip(thresholds, found, strict=True)]
+    return _Decisions(temperature, np.array(kept), None, points)
+
+
+def _checked_wish(trial: TrialResult, precision: float | None, recall: float | None) -> tuple[WishKind, float]:
+    """Returns what is wished and how much of it.
+
+    Raises:
+        UserError: If both are wished, it is no share, or there is no threshold that could keep it.
+    """
+    if precision is not None and recall is not None:
+        raise UserError(
+            "a precision and a recall were both wished; a threshold keeps one of them.\nGive one of the two"
+        )
+    kind: WishKind = "recall" if precision is None else "precision"
+    value = precision if precision is not None else recall
+    assert value is not None
+    if not 0.0 < value <= 1.0:
+        raise UserError(f"--{kind} {value:g} is no share; a number above 0 and up to 1 was expected, such as 0.9")
+    if not trial.multi_label and len(trial.label_names) != 2:
+        raise UserError(
+            f"--{kind} needs a threshold, and with {len(trial.label_names)} labels of which a text has one there is "
+            f"none: the most probable is given.\nExport without --{kind}"
+        )
+    if not len(trial.predictions.get("validation", ((),))[0]):
+        raise UserError(f"--{kind} needs validation texts to find a threshold on, and this run has none")
+    return kind, value
 
 
 def _note(config: BackboneConfig, merge: bool) -> str | None:
@@ -210,11 +293,12 @@ def _best_tensors(folder: Path) -> dict[str, Tensor]:
     return {name.removeprefix(SAVED): tensor for name, tensor in last[0].items() if name.startswith(SAVED)}
 
 
-def _training_summary(results: RunResults, trial: TrialResult) -> dict[str, Any]:
+def _training_summary(results: RunResults, trial: TrialResult, decisions: _Decisions) -> dict[str, Any]:
     scores = {
-        split: {name: value for name, value in trial.scores(split).items() if math.isfinite(value)}
+        split: {name: value for name, value in _scores(trial, split, decisions).items() if math.isfinite(value)}
         for split in trial.predictions
     }
+    wish = {decisions.points[0].wish: decisions.points[0].wished} if decisions.points else {}
     return {
         "run": results.name,
         "trial": trial.id,
@@ -223,8 +307,15 @@ def _training_summary(results: RunResults, trial: TrialResult) -> dict[str, Any]
         "seed": trial.seed,
         "metric": trial.metric,
         "scores": scores,
+        "wished": wish,
         "best_step": trial.best_step,
         "seconds": trial.seconds,
         "training": trial.training,
         "packages": results.environment.get("packages", {}),
     }
+
+
+def _scores(trial: TrialResult, split: str, decisions: _Decisions) -> dict[str, float]:
+    """Returns the metrics of the bundle; tuned thresholds judge validation cross-fitted, as everywhere."""
+    thresholds = decisions.thresholds if decisions.points or split != "validation" else None
+    return bundle_scores(trial, split, decisions.temperature, thresholds, decisions.positive_threshold)
