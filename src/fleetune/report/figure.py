@@ -28,6 +28,8 @@ SERIES = [
 ]  # fmt: skip
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 SIGNIFICANT_DIGITS = 6
+PNG_SCALE = 2.0
+INK = "#1b1f24"
 SVG_WIDTH = {"wide": 720, "panel": 300}
 
 # currentColor takes the page's text colour where the drawing stands in a page, and black in a file of its own.
@@ -110,13 +112,19 @@ class Figure:
 
         return vl_convert.vegalite_to_svg(json.dumps(self.spec(SVG_WIDTH[self.size])))
 
-    def png(self, scale: float = 2.0) -> bytes:
-        """Returns the picture as a PNG file."""
-        import vl_convert
+    def png(self, scale: float = PNG_SCALE) -> bytes:
+        """Returns the picture as a PNG file, dark on white."""
+        return png_of(self.svg(), scale)
 
-        white = self.spec(SVG_WIDTH[self.size])
-        white["config"] = CONFIG | {"background": "white"}
-        return vl_convert.vegalite_to_png(json.dumps(white).replace("currentColor", "#1b1f24"), scale=scale)
+
+def png_of(svg: str, scale: float = PNG_SCALE) -> bytes:
+    """Returns a drawing of `Figure.svg` as a PNG file, dark on white."""
+    import vl_convert
+
+    opening = svg.index(">") + 1
+    white = '<rect width="100%" height="100%" fill="white"/>'
+    dark = svg[opening:].replace('="currentColor"', f'="{INK}"')
+    return bytes(vl_convert.svg_to_png(svg[:opening] + white + dark, scale=scale))
 
 
 def domain(values: Sequence[float], floor: float | None = None, ceiling: float | None = None) -> list[float]:
