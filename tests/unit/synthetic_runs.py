@@ -201,7 +201,7 @@ def grid_run(seeds: int = 5, evaluations: int = 8) -> SyntheticRun:
     return run(trials, "grid")
 
 
-def tested(synthetic: SyntheticRun) -> Comparison:
+def with_tests(synthetic: SyntheticRun) -> Comparison:
     """The comparison of a run with a test of each configuration against the best, made up but for the means."""
     comparison = compare(synthetic.trials)
     best, *others = comparison.ranked

@@ -100,7 +100,8 @@ class Figure:
         import altair as alt
 
         with alt.data_transformers.enable("default", max_rows=None, consolidate_datasets=True):
-            spec: dict[str, Any] = self.chart().to_dict()
+            # Against Altair's schema, which takes longer than all else, the tests hold every figure.
+            spec: dict[str, Any] = self.chart().to_dict(validate=False)
         spec |= {"width": width, "config": CONFIG, "description": self.alternative}
         spec["autosize"] = {"type": "fit-x" if width == "container" else "pad", "contains": "padding"}
         spec["datasets"] = {name: _rounded(rows) for name, rows in spec.get("datasets", {}).items()}

@@ -67,7 +67,7 @@ def overview(rows: Sequence[Row], recommended: str | None, lower_is_better: bool
     )
 
 
-def tests_table(tests: Sequence[PairTest], key: str = "tests") -> TableView | None:
+def pairs_table(tests: Sequence[PairTest], key: str = "tests") -> TableView | None:
     """Returns the table of tests between pairs; None where none was asked."""
     if not tests:
         return None

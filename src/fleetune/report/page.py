@@ -20,7 +20,7 @@ from fleetune.report.figures.quality import majority_score, metric_bars
 from fleetune.report.figures.sweeps import sweep_panels
 from fleetune.report.findings import findings_of
 from fleetune.report.label_view import LabelView, label_view
-from fleetune.report.overview import Overview, overview, tests_table
+from fleetune.report.overview import Overview, overview, pairs_table
 from fleetune.report.parts import Panels, Part, filled
 from fleetune.report.table import TableView
 
@@ -94,7 +94,7 @@ def build_page(run: Run, comparison: Comparison) -> Page:
     by_data = [[row for row in rows if row.configuration.first.data == name] for name in names]
     suffixes = [(str(index), name) if len(names) > 1 else () for index, name in enumerate(names, start=1)]
     found = findings_of(run, comparison)
-    tests = tests_table(comparison.tests)
+    tests = pairs_table(comparison.tests)
     parts = filled(
         [_costs(by_data, suffixes), _training(by_data, suffixes), _sweeps(by_data, suffixes), *found.on_training]
     )

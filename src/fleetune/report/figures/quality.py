@@ -13,7 +13,7 @@ from fleetune.compare.row import Row
 from fleetune.compare.summary import Comparison
 from fleetune.metrics import evaluate, majority_share
 from fleetune.report import words
-from fleetune.report.figure import ACCENT, MUTED, WARNING, Figure, domain, listed, score_ceiling
+from fleetune.report.figure import ACCENT, MUTED, WARNING, Figure, listed
 
 if TYPE_CHECKING:
     import altair as alt

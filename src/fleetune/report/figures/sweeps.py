@@ -35,11 +35,12 @@ def sweep_panels(rows: Sequence[Row], key: str) -> list[Panels]:
         if not row.is_baseline and row.configuration.done:
             entries.setdefault((first.backbone, first.entry or first.kind), []).append(row)
     several = len({backbone for backbone, _ in entries}) > 1
-    found = []
-    for (backbone, entry), members in entries.items():
-        name = f"{entry} · {backbone}" if several else entry
-        for axis in numeric_axes(members):
-            found.append(_panels(members, axis, name, words.key(key, name, axis)))
+    named = [(f"{entry} · {backbone}" if several else entry, members) for (backbone, entry), members in entries.items()]
+    found = [
+        _panels(members, axis, name, words.key(key, name, axis))
+        for name, members in named
+        for axis in numeric_axes(members)
+    ]
     return [panels for panels in found if panels.figures]
 
 

@@ -23,7 +23,7 @@
   // What is not known has an empty value and stands last either way.
   function compare(a, b, numeric, sign) {
     if (a === "" || b === "") return (a === "") - (b === "");
-    return sign * (numeric ? parseFloat(a) - parseFloat(b) : a.localeCompare(b, undefined, { numeric: true }));
+    return sign * (numeric ? parseFloat(a) - parseFloat(b) : a.localeCompare(b));
   }
 
   // A configuration's line and the line of its problems are one body, and move together.
