@@ -28,6 +28,7 @@ SERIES = [
 ]  # fmt: skip
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 SIGNIFICANT_DIGITS = 6
+LETTER_PIXELS, SYMBOL_PIXELS, LONGEST_LABEL = 7, 30, 300
 PNG_SCALE = 2.0
 INK = "#1b1f24"
 SVG_WIDTH = {"wide": 720, "panel": 300}
@@ -148,6 +149,22 @@ def listed(pairs: Sequence[tuple[str, str]], limit: int = 8) -> str:
     """Returns `name value` pairs in words, the first `limit` of them."""
     shown = "; ".join(f"{name} {value}" for name, value in pairs[:limit])
     return shown + (f"; and {len(pairs) - limit} more" if len(pairs) > limit else "")
+
+
+def legend_of(names: Sequence[str], orient: str = "top") -> alt.Legend | None:
+    """Returns a legend with as many columns as the names leave room for, none where there is one name or no name."""
+    import altair as alt
+
+    if len(names) < 2:
+        return None
+    wide = LETTER_PIXELS * max(map(len, names)) + SYMBOL_PIXELS
+    return alt.Legend(
+        columns=alt.ExprRef(f"max(1, floor((width + {SYMBOL_PIXELS}) / {wide}))"),
+        labelLimit=LONGEST_LABEL,
+        orient=orient,
+        symbolOpacity=1,
+        symbolType="circle",
+    )
 
 
 def _rounded(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

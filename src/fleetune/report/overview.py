@@ -139,7 +139,7 @@ def _mean(attribute: str) -> Callable[[Row], float | None]:
 
 
 COSTS = (
-    Cost("Trained (adapter + head)", lambda row: row.trainable, words.integer, _split_parameters, True),
+    Cost("Trained", lambda row: row.trainable, words.integer, _split_parameters, True),
     Cost("Bundle", lambda row: row.bundle_bytes, words.size, is_always_shown=True),
     Cost("Time", lambda row: row.seconds, words.duration, is_always_shown=True),
     Cost("Peak memory", lambda row: row.peak_bytes, words.size, is_always_shown=True),
@@ -151,9 +151,10 @@ COSTS = (
 
 
 def _settings(row: Row) -> str:
+    """Returns the settings that not all configurations share, less those that the name has."""
     varying = row.configuration.varying or all_settings(row.configuration.first)
-    pairs = [f"{name} {words.setting(value)}" for name, value in varying.items() if value is not None]
-    return " · ".join(pairs)
+    shown = {name: value for name, value in varying.items() if value is not None and f"{name} " not in row.name}
+    return " · ".join(f"{name} {words.setting(value)}" for name, value in shown.items())
 
 
 def _marks(row: Row, recommended: str | None) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from fleetune.report.figure import Figure
 from fleetune.report.figures.cost import SECONDS, TRAINABLE, quality_against_cost
 from fleetune.report.figures.curves import BAND, MAX_PANELS, learning_curves, loss_panels
 from fleetune.report.figures.quality import majority_score, metric_bars
-from fleetune.report.figures.sweeps import sweep_panels
+from fleetune.report.figures.sweeps import HOW_TO_READ, sweep_panels
 from fleetune.report.findings import findings_of
 from fleetune.report.label_view import LabelView, label_view
 from fleetune.report.overview import Overview, overview, pairs_table
@@ -179,7 +179,7 @@ def _sweeps(by_data: Sequence[Sequence[Row]], suffixes: Sequence[Sequence[str]])
         for rows, suffix in zip(by_data, suffixes, strict=True)
         for group in sweep_panels(rows, words.key("sweep", *suffix))
     ]
-    return Part("sweeps", "What each setting does", panels=panels, short="Settings")
+    return Part("sweeps", "What each setting does", [HOW_TO_READ], panels=panels, short="Settings")
 
 
 def _loss_section(panels: list[Figure], configurations: int, title: str) -> Panels:

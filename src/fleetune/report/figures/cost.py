@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from fleetune.report.figure import Picture
 
-AROUND = 1.6  # how far the axis goes on beyond the cheapest and the dearest
+AIR, LEAST_AIR = 0.12, 1.15  # how far the axis goes on beyond the cheapest and the dearest
 LABEL_HEIGHT, LETTER_WIDTH = 0.05, 0.011  # shares of a drawing of 720 pixels
 NARROW = 480
 
@@ -61,8 +61,8 @@ def quality_against_cost(rows: Sequence[Row], cost: CostAxis, key: str) -> Figur
     return Figure(
         key=key,
         title=f"{words.capitalised(title)} against {cost.title}",
-        caption=f"{better}. The line is the Pareto front: of each configuration on it, no other has both a better mean "
-        "and a lower cost; which means differ is a matter of the tests. A stroke runs from the lowest to the "
+        caption=f"{better}. Diamonds, joined by the dashed line, are the Pareto front: none has a better mean at "
+        "the same or a lower cost. Which means differ is a matter of the tests. A stroke runs from the lowest to the "
         "highest seed.",
         alternative=f"Points of {title} and {cost.title}. On the Pareto front, cheapest first: {listed(cheapest)}.",
         table=table,
@@ -124,7 +124,7 @@ def _draw(table: pd.DataFrame, metric: str, cost: CostAxis) -> Picture:
     x = alt.X(
         f"{cost.name}:Q",
         title=f"{cost.title} (logarithmic)",
-        scale=alt.Scale(type="log", domain=[cheapest / AROUND, dearest * AROUND], nice=False),
+        scale=alt.Scale(type="log", domain=_widened(cheapest, dearest), nice=False),
         axis=alt.Axis(format=cost.label_format, tickCount=5, labelOverlap="greedy", labelSeparation=10, grid=False),
     )
     y = alt.Y(
@@ -182,9 +182,9 @@ def _sides(table: pd.DataFrame, ends: list[float], cost: CostAxis) -> list[str]:
     Those on the front come first.
     """
     costs = np.log(table[cost.name].to_numpy(dtype=float))
-    wide = float(costs.max() - costs.min()) + 2 * math.log(AROUND)
+    start, end = (math.log(cost) for cost in _widened(math.exp(costs.min()), math.exp(costs.max())))
     low, high = domain(ends)
-    across, up = (costs - costs.min() + math.log(AROUND)) / wide, table["mean"].to_numpy() / (high - low)
+    across, up = (costs - start) / (end - start), table["mean"].to_numpy() / (high - low)
     taken: list[tuple[float, float, float]] = [
         (x - LETTER_WIDTH, x + LETTER_WIDTH, y) for x, y in zip(across, up, strict=True)
     ]
@@ -194,7 +194,8 @@ def _sides(table: pd.DataFrame, ends: list[float], cost: CostAxis) -> list[str]:
         width = LETTER_WIDTH * (len(str(table["configuration"].iloc[index])) + 1)
         gap = 1.2 * LETTER_WIDTH
         spans = {"right": (x + gap, x + gap + width), "left": (x - gap - width, x - gap)}
-        order = ("left", "right") if x > 0.5 else ("right", "left")
+        # Up and to the left of the front nothing stands, and the line that joins it comes from below.
+        order = ("left", "right") if x > 0.5 or table["on_front"].iloc[index] else ("right", "left")
         free = [
             side for side in order if spans[side][0] >= 0 and spans[side][1] <= 1 and not _covers(spans[side], y, taken)
         ]
@@ -202,6 +203,11 @@ def _sides(table: pd.DataFrame, ends: list[float], cost: CostAxis) -> list[str]:
             sides[index] = free[0]
             taken.append((*spans[free[0]], y))
     return sides
+
+
+def _widened(cheapest: float, dearest: float) -> list[float]:
+    air = max(LEAST_AIR, (dearest / cheapest) ** AIR)
+    return [cheapest / air, dearest * air]
 
 
 def _covers(span: tuple[float, float], height: float, taken: Sequence[tuple[float, float, float]]) -> bool:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from fleetune.compare.configuration import Configuration
+from fleetune.compare.configuration import Configuration, all_settings, shared_settings
 from fleetune.compare.result import TrialResult
 from fleetune.compare.row import Row
 from fleetune.report import words
-from fleetune.report.figure import ACCENT, MUTED, SERIES, Figure, domain, listed, score_ceiling
+from fleetune.report.figure import ACCENT, MUTED, SERIES, Figure, domain, legend_of, listed, score_ceiling
 
 if TYPE_CHECKING:
     from fleetune.report.figure import Picture
@@ -100,6 +100,7 @@ def learning_curves(rows: Sequence[Row], metric: str, key: str) -> list[Figure]:
         members = [one for one in kept if kind in ("", one.first.kind)]
         shown = members[: len(SERIES)]
         table = pd.concat([tables[one.name] for one in shown], ignore_index=True)
+        table.insert(1, "settings", table["configuration"].map(_own_settings(shown)))
         figures.append(_curve_figure(table, shown, len(members), (metric, axis, kind, key), ends))
     return figures
 
@@ -146,9 +147,7 @@ def _metric_table(configuration: Configuration, metric: str, axis: str) -> pd.Da
     trials = [trial for trial in configuration.trials if trial.status != "failed"]
     points = [(one[axis], _score(one["metrics"], metric)) for trial in trials for one in trial.history]
     table = banded(points).rename(columns={"step": axis})
-    settings = configuration.varying
-    named = ", ".join(f"{name} {words.setting(value)}" for name, value in settings.items() if _is_axis(value))
-    return table.assign(configuration=configuration.name, settings=named)[["configuration", "settings", axis, *COLUMNS]]
+    return table.assign(configuration=configuration.name)[["configuration", axis, *COLUMNS]]
 
 
 def _score(metrics: dict[str, Any], metric: str) -> float:
@@ -166,8 +165,17 @@ def _have_epochs(configurations: Sequence[Configuration]) -> bool:
     )
 
 
-def _is_axis(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _own_settings(configurations: Sequence[Configuration]) -> dict[str, str]:
+    """Returns by configuration the settings that not all of them share, in words."""
+    shared = shared_settings([one.first for one in configurations])
+    return {
+        one.name: ", ".join(
+            f"{name} {words.setting(value)}"
+            for name, value in all_settings(one.first).items()
+            if name not in shared and value is not None
+        )
+        for one in configurations
+    }
 
 
 def _is_weighted(training: dict[str, Any]) -> bool:
@@ -212,7 +220,7 @@ def _draw_metric(table: pd.DataFrame, metric: str, axis: str, ends: list[float],
 
     colour = "settings" if narrow and table["settings"].all() and _tells_apart(table) else "configuration"
     names = list(dict.fromkeys(table[colour]))
-    legend = alt.Legend(columns=1 if narrow else 2, labelLimit=260) if len(names) > 1 else None
+    legend = legend_of(names, "bottom" if narrow else "top")
     base = alt.Chart(table).encode(
         x=alt.X(
             f"{axis}:Q", title=axis, scale=alt.Scale(zero=False, nice=False), axis=alt.Axis(tickCount=6, grid=False)

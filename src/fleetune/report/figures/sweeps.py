@@ -13,7 +13,7 @@ import pandas as pd
 from fleetune.compare.configuration import ABSENT, all_settings
 from fleetune.compare.row import Row
 from fleetune.report import words
-from fleetune.report.figure import ACCENT, SERIES, Figure, domain, listed, score_ceiling
+from fleetune.report.figure import ACCENT, SERIES, Figure, domain, legend_of, listed, score_ceiling
 from fleetune.report.parts import Panels
 
 if TYPE_CHECKING:
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 LOGARITHMIC_FROM = 4.0  # an axis whose highest value is so many times the lowest is drawn with equal ratios
 SPLITS = ("validation", "test")
 HEIGHT = 230
+HOW_TO_READ = (
+    "A point is a seed, a line joins the means over seeds. Validation chooses the setting; the test texts only say how "
+    "the chosen one does."
+)
 
 
 def sweep_panels(rows: Sequence[Row], key: str) -> list[Panels]:
@@ -88,9 +92,7 @@ def _panels(rows: Sequence[Row], axis: str, name: str, key: str) -> Panels:
                     size="panel",
                 )
             )
-    caption = "A point is a seed, the line joins the means over seeds. Validation chooses the setting; the test texts "
-    caption += "only say how the chosen one does."
-    return Panels(f"{name}: {words.metric_title(metric)} against {axis}", caption, figures)
+    return Panels(f"{name}: {words.metric_title(metric)} against {axis}", "", figures)
 
 
 def _varying(rows: Sequence[Row]) -> dict[str, list[Any]]:
@@ -139,9 +141,7 @@ def _draw(table: pd.DataFrame, axis: str, metric: str, ends: list[float]) -> Pic
     if 1 < len(names) <= len(SERIES):
         scale = alt.Scale(domain=names, range=SERIES[: len(names)])
         base = base.encode(
-            color=alt.Color(
-                "others:N", title=None, sort=names, scale=scale, legend=alt.Legend(columns=2, labelLimit=140)
-            )
+            color=alt.Color("others:N", title=None, sort=names, scale=scale, legend=legend_of(names, "bottom"))
         )
     else:
         base = base.encode(color=alt.value(ACCENT), detail="others:N")
