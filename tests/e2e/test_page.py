@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +116,9 @@ def test_the_page_is_no_wider_than_the_screen(watched: Watched) -> None:
 
 
 def test_axe_finds_nothing_serious(watched: Watched) -> None:
-    import axe_core_python
-
     page = watched.page
     page.evaluate(SHORTENED)
-    page.evaluate((Path(axe_core_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
+    page.evaluate(files("axe_core_python").joinpath("axe.min.js").read_text("utf-8"))
     for theme, rules in (("light", "{}"), ("dark", "{ runOnly: ['color-contrast'] }")):
         page.evaluate("(theme) => { document.documentElement.dataset.theme = theme }", theme)
         found = page.evaluate(f"() => axe.run({LOOKED_AT}, {rules})")

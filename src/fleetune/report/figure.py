@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -151,7 +151,7 @@ def listed(pairs: Sequence[tuple[str, str]], limit: int = 8) -> str:
     return shown + (f"; and {len(pairs) - limit} more" if len(pairs) > limit else "")
 
 
-def legend_of(names: Sequence[str], orient: str = "top") -> alt.Legend | None:
+def legend_of(names: Sequence[str], orient: Literal["top", "bottom"] = "top") -> alt.Legend | None:
     """Returns a legend with as many columns as the names leave room for, none where there is one name or no name."""
     import altair as alt
 

@@ -1,13 +1,14 @@
-"""What else was found out about a run, as sections of the page: each from frames, and absent where there is none."""
+"""Sections of the page on what else was found out about a run, each from frames of numbers.
+
+Where a run has several data sets, the frames name each row's in a column `data`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fleetune.compare.held_out import TestUse
-from fleetune.compare.summary import Comparison
 from fleetune.report import words
 from fleetune.report.figures.calibration import MAX_PANELS, reliability_panels
 from fleetune.report.figures.growth import data_curve_figure, expected_best_figure
@@ -17,31 +18,9 @@ from fleetune.report.table import Column, table_view
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fleetune.report.html import Run
-
 SHOWN_LETTERS = 300
 SCORE, SIGNED = Column(write=words.score, numeric=True), Column(write=words.signed, numeric=True)
 EXPLORATORY = "These were looked for after the fact, among many: take them as places to look, not as findings."
-
-
-@dataclass(frozen=True)
-class Findings:
-    """Sections by their place on the page.
-
-    Attributes:
-        on_training: After the sweeps: what the tuning cost, and whether more texts would help.
-        on_texts: After the labels: calibration, slices, disagreements, likely label errors.
-        on_use: After the data: what the test texts were used for.
-    """
-
-    on_training: list[Part | None] = field(default_factory=list)
-    on_texts: list[Part | None] = field(default_factory=list)
-    on_use: list[Part | None] = field(default_factory=list)
-
-
-def findings_of(run: Run, comparison: Comparison) -> Findings:
-    """Returns the sections that the run's trials and texts have something for."""
-    return Findings(on_use=[test_uses_part(getattr(run, "test_uses", ()))])
 
 
 def budget_part(grids: pd.DataFrame, notes: Sequence[str], expected: Mapping[str, tuple[str, pd.DataFrame]]) -> Part:
@@ -53,7 +32,7 @@ def budget_part(grids: pd.DataFrame, notes: Sequence[str], expected: Mapping[str
         notes: Sentences such as that methods had unequal budgets.
         expected: By data its metric and a frame for `expected_best_figure`.
     """
-    columns = {name: Column() for name in _varying(grids, ("data", "backbone"))}
+    columns = _data_of(grids) | ({"backbone": Column()} if grids["backbone"].nunique() > 1 else {})
     columns |= {
         "method": Column(),
         "settings": Column("Settings tried"),
@@ -117,7 +96,7 @@ def calibration_part(bins: pd.DataFrame, errors: pd.DataFrame, points: pd.DataFr
             "Expected calibration error",
             f"On the {title} texts, mean over seeds; nought is perfect. The temperature is fitted on validation.",
             errors,
-            {"configuration": Column(), **named, "temperatures": Column("Temperature by seed")},
+            {**_data_of(errors), "configuration": Column(), **named, "temperatures": Column("Temperature by seed")},
         )
     ]
     if points is not None and len(points):
@@ -160,13 +139,27 @@ def slices_part(scores: pd.DataFrame, weak_spots: pd.DataFrame) -> Part | None:
     }
     tables = []
     if len(weak_spots):
-        caption = f"Difference with its 95 % interval. {EXPLORATORY} Holds: still above nought after correction for all of them."
+        caption = (
+            f"Difference with its 95 % interval. {EXPLORATORY} Holds: still above nought after correction for all."
+        )
         means = {"chosen_mean": Column("Chosen", words.score, True), "other_mean": Column("Other", words.score, True)}
-        columns = {**where, "other": Column("Better there"), **means, **differs, "holds": Column()}
+        columns = {
+            **_data_of(weak_spots),
+            **where,
+            "other": Column("Better there"),
+            **means,
+            **differs,
+            "holds": Column(),
+        }
         tables.append(table_view("weak-spots", "Where another is better", caption, weak_spots, columns))
     if len(scores):
         caption = "Difference: the score on the part less the score on all texts, with its 95 % interval."
-        columns = {"name": Column("Configuration"), **where, "mean": Column("Score", words.score, True)}
+        columns = {
+            **_data_of(scores),
+            "name": Column("Configuration"),
+            **where,
+            "mean": Column("Score", words.score, True),
+        }
         tables.append(
             table_view("slice-scores", "Scores by slice", caption, scores, {**columns, **differs, "weak": Column()})
         )
@@ -190,7 +183,9 @@ def disagreements_part(texts: pd.DataFrame) -> Part | None:
         "right": Column("Share right", words.score, True),
     }
     caption = "Each configuration's decision over its seeds; the texts that divide them most come first."
-    table = table_view("disagreeing-texts", "Texts that divide the configurations", caption, texts, columns | decided)
+    table = table_view(
+        "disagreeing-texts", "Texts that divide the configurations", caption, texts, _data_of(texts) | columns | decided
+    )
     return Part("disagreements", "Disagreements", tables=[table])
 
 
@@ -209,7 +204,7 @@ def label_errors_part(texts: pd.DataFrame) -> Part | None:
         "By confident learning on probabilities of classifiers that did not train on these texts. A list to check by "
     )
     caption += "hand: nothing was changed. Quality: how well the given label fits, 0 to 1."
-    table = table_view("suspect-labels", "Labels that are likely wrong", caption, texts, columns)
+    table = table_view("suspect-labels", "Labels that are likely wrong", caption, texts, _data_of(texts) | columns)
     return Part("label-errors", "Likely label errors", tables=[table], short="Label errors")
 
 
@@ -245,8 +240,8 @@ def _decides(name: object) -> bool:
     return str(name).startswith("decision of ")
 
 
-def _varying(frame: pd.DataFrame, names: Sequence[str]) -> list[str]:
-    return [name for name in names if name in frame.columns and frame[name].nunique() > 1]
+def _data_of(frame: pd.DataFrame) -> dict[str, Column]:
+    return {"data": Column()} if "data" in frame.columns and frame["data"].nunique() > 1 else {}
 
 
 def _key(stem: str, name: str, of_all: Mapping[str, object]) -> str:

@@ -18,7 +18,7 @@ from fleetune.report.figures.cost import SECONDS, TRAINABLE, quality_against_cos
 from fleetune.report.figures.curves import BAND, MAX_PANELS, learning_curves, loss_panels
 from fleetune.report.figures.quality import majority_score, metric_bars
 from fleetune.report.figures.sweeps import HOW_TO_READ, sweep_panels
-from fleetune.report.findings import findings_of
+from fleetune.report.found import findings_of
 from fleetune.report.label_view import LabelView, label_view
 from fleetune.report.overview import Overview, overview, pairs_table
 from fleetune.report.parts import Panels, Part, filled

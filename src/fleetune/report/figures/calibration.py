@@ -36,8 +36,8 @@ def reliability_panels(table: pd.DataFrame, key: str, most: int = MAX_PANELS) ->
 
 
 def _panel(table: pd.DataFrame, name: str, key: str) -> Figure:
-    last = table[table["stage"] == table["stage"].iloc[-1]]
-    largest = last.sort_values("count", ascending=False)
+    stage = str(table["stage"].iloc[-1])
+    largest = table[table["stage"] == stage].sort_values("count", ascending=False)
     pairs = [
         (f"at confidence {words.score(one['confidence'])}", f"{words.score(one['correct'])} right")
         for one in largest.to_dict("records")
@@ -46,7 +46,7 @@ def _panel(table: pd.DataFrame, name: str, key: str) -> Figure:
         key=key,
         title=name,
         caption="",
-        alternative=f"Reliability diagram of {name}, {table['stage'].iloc[-1]}: {listed(pairs, 4)}.",
+        alternative=f"Reliability diagram of {name}, {stage}: {listed(pairs, 4)}.",
         table=table,
         draw=_draw,
         size="panel",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -112,8 +112,8 @@ def _record(row: Row, cost: CostAxis) -> dict[str, object]:
     }
 
 
-def _words(record: dict[str, object], cost: CostAxis) -> str:
-    return f"{record['mean']:.3f} at {cost.write(float(str(record[cost.name])))}"
+def _words(record: Mapping[Hashable, Any], cost: CostAxis) -> str:
+    return f"{words.score(record['mean'])} at {cost.write(record[cost.name])}"
 
 
 def _draw(table: pd.DataFrame, metric: str, cost: CostAxis) -> Picture:
@@ -167,11 +167,12 @@ def _labels(table: pd.DataFrame, ends: list[float], x: alt.X, y: alt.Y, cost: Co
 
     sided = table.assign(side=_sides(table, ends, cost))
     shown = alt.ExprRef(f"width < {NARROW} ? 0 : 1")
+    sides: list[tuple[str, Literal["left", "right"], int]] = [("right", "left", 10), ("left", "right", -10)]
     return [
         alt.Chart(sided[sided["side"] == side])
         .mark_text(align=align, dx=shift, limit=300, opacity=shown)
         .encode(x=x, y=y, text="configuration:N")
-        for side, align, shift in (("right", "left", 10), ("left", "right", -10))
+        for side, align, shift in sides
         if (sided["side"] == side).any()
     ]
 

@@ -153,7 +153,7 @@ def _metric_table(configuration: Configuration, metric: str, axis: str) -> pd.Da
 def _score(metrics: dict[str, Any], metric: str) -> float:
     """Returns a metric of an evaluation; older runs have the cross entropy as `log_loss` alone."""
     value = metrics.get(metric, metrics.get("log_loss") if metric == "loss" else None)
-    return float(value) if _is_number(value) else math.nan
+    return float(value) if value is not None else math.nan
 
 
 def _have_epochs(configurations: Sequence[Configuration]) -> bool:
@@ -203,10 +203,10 @@ def _draw_loss(table: pd.DataFrame, ends: list[float]) -> Picture:
     )
     y = alt.Y("mean:Q", title="loss", scale=alt.Scale(domain=ends, nice=False), axis=alt.Axis(tickCount=4))
     tooltip = [
-        "split:N",
+        alt.Tooltip("split:N"),
         alt.Tooltip("step:Q", format=".0f"),
         alt.Tooltip("mean:Q", format=".4f", title="loss"),
-        "seeds:O",
+        alt.Tooltip("seeds:O"),
     ]
     band = base.mark_area(opacity=0.22).encode(y=alt.Y("lowest:Q"), y2="highest:Q")
     line = base.encode(y=y, tooltip=tooltip)

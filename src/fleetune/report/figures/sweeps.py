@@ -109,10 +109,10 @@ def _varying(rows: Sequence[Row]) -> dict[str, list[Any]]:
 
 
 def _means(table: pd.DataFrame, axis: str) -> str:
-    means = table.groupby(["others", axis], sort=False)["score"].mean()
-    pairs = [(f"{others} {axis} {words.setting(value)}".strip(), words.score(score))
-             for (others, value), score in means.items()]  # fmt: skip
-    return listed(pairs)
+    means = table.groupby(["others", axis], sort=False)["score"].mean().reset_index().to_dict("records")
+    return listed(
+        [(f"{one['others']} {axis} {words.setting(one[axis])}".strip(), words.score(one["score"])) for one in means]
+    )
 
 
 def _is_number(value: Any) -> bool:
