@@ -167,12 +167,16 @@ def _labels(table: pd.DataFrame, ends: list[float], x: alt.X, y: alt.Y, cost: Co
 
     sided = table.assign(side=_sides(table, ends, cost))
     shown = alt.ExprRef(f"width < {NARROW} ? 0 : 1")
-    sides: list[tuple[str, Literal["left", "right"], int]] = [("right", "left", 10), ("left", "right", -10)]
+    sides: list[tuple[str, Literal["left", "right"], int, int]] = [
+        ("right", "left", 10, 0),
+        ("left", "right", -10, 0),
+        ("above", "left", 0, -15),
+    ]
     return [
         alt.Chart(sided[sided["side"] == side])
-        .mark_text(align=align, dx=shift, limit=300, opacity=shown)
+        .mark_text(align=align, dx=across, dy=down, limit=300, opacity=shown)
         .encode(x=x, y=y, text="configuration:N")
-        for side, align, shift in sides
+        for side, align, across, down in sides
         if (sided["side"] == side).any()
     ]
 
@@ -194,15 +198,18 @@ def _sides(table: pd.DataFrame, ends: list[float], cost: CostAxis) -> list[str]:
         x, y = across[index], up[index]
         width = LETTER_WIDTH * (len(str(table["configuration"].iloc[index])) + 1)
         gap = 1.2 * LETTER_WIDTH
-        spans = {"right": (x + gap, x + gap + width), "left": (x - gap - width, x - gap)}
+        places = {
+            "right": (x + gap, x + gap + width, y),
+            "left": (x - gap - width, x - gap, y),
+            "above": (x, x + width, y + LABEL_HEIGHT),
+        }
         # Up and to the left of the front nothing stands, and the line that joins it comes from below.
         order = ("left", "right") if x > 0.5 or table["on_front"].iloc[index] else ("right", "left")
-        free = [
-            side for side in order if spans[side][0] >= 0 and spans[side][1] <= 1 and not _covers(spans[side], y, taken)
-        ]
-        if free:
-            sides[index] = free[0]
-            taken.append((*spans[free[0]], y))
+        for side in (*order, "above"):
+            if places[side][0] >= 0 and places[side][1] <= 1 and not _covers(places[side], taken):
+                sides[index] = side
+                taken.append(places[side])
+                break
     return sides
 
 
@@ -211,5 +218,6 @@ def _widened(cheapest: float, dearest: float) -> list[float]:
     return [cheapest / air, dearest * air]
 
 
-def _covers(span: tuple[float, float], height: float, taken: Sequence[tuple[float, float, float]]) -> bool:
-    return any(abs(height - h) < LABEL_HEIGHT and span[0] < end and start < span[1] for start, end, h in taken)
+def _covers(place: tuple[float, float, float], taken: Sequence[tuple[float, float, float]]) -> bool:
+    start, end, height = place
+    return any(abs(height - other) < LABEL_HEIGHT and start < last and first < end for first, last, other in taken)
