@@ -69,16 +69,17 @@ def write_report(run: Run, out: Path, figures: bool = True, comparison: Comparis
     if figures:
         _write_figures(page.figures, out / "figures")
     index = out / "index.html"
-    write_text(index, _rendered("report.html.j2", page))
+    write_text(index, rendered("report.html.j2", page))
     return index
 
 
 def render(run: Run, comparison: Comparison | None = None) -> str:
     """Returns the page as HTML."""
-    return _rendered("report.html.j2", build_page(run, comparison or compare(run.trials)))
+    return rendered("report.html.j2", build_page(run, comparison or compare(run.trials)))
 
 
-def _rendered(template: str, page: object) -> str:
+def rendered(template: str, page: object) -> str:
+    """Returns the template filled with `page`, its scripts and style within."""
     return _environment().get_template(template).render(page=page, script=_javascript(), **_assets())
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fleetune.report.figure import Picture
 
 AIR, LEAST_AIR = 0.12, 1.15  # how far the axis goes on beyond the cheapest and the dearest
-LABEL_HEIGHT, LETTER_WIDTH = 0.05, 0.011  # shares of a drawing of 720 pixels
+NAME_HEIGHT, POINT_HEIGHT, LETTER_WIDTH = 0.045, 0.033, 0.011  # shares of a drawing of 720 by 340 pixels
 NARROW = 480
 
 
@@ -190,8 +190,8 @@ def _sides(table: pd.DataFrame, ends: list[float], cost: CostAxis) -> list[str]:
     start, end = (math.log(cost) for cost in _widened(math.exp(costs.min()), math.exp(costs.max())))
     low, high = domain(ends)
     across, up = (costs - start) / (end - start), table["mean"].to_numpy() / (high - low)
-    taken: list[tuple[float, float, float]] = [
-        (x - LETTER_WIDTH, x + LETTER_WIDTH, y) for x, y in zip(across, up, strict=True)
+    taken: list[tuple[float, float, float, float]] = [
+        (x - LETTER_WIDTH, x + LETTER_WIDTH, y, POINT_HEIGHT) for x, y in zip(across, up, strict=True)
     ]
     sides = [""] * len(table)
     for index in sorted(range(len(table)), key=lambda index: not table["on_front"].iloc[index]):
@@ -201,14 +201,14 @@ def _sides(table: pd.DataFrame, ends: list[float], cost: CostAxis) -> list[str]:
         places = {
             "right": (x + gap, x + gap + width, y),
             "left": (x - gap - width, x - gap, y),
-            "above": (x, x + width, y + LABEL_HEIGHT),
+            "above": (x, x + width, y + NAME_HEIGHT),
         }
         # Up and to the left of the front nothing stands, and the line that joins it comes from below.
         order = ("left", "right") if x > 0.5 or table["on_front"].iloc[index] else ("right", "left")
         for side in (*order, "above"):
             if places[side][0] >= 0 and places[side][1] <= 1 and not _covers(places[side], taken):
                 sides[index] = side
-                taken.append(places[side])
+                taken.append((*places[side], NAME_HEIGHT))
                 break
     return sides
 
@@ -218,6 +218,6 @@ def _widened(cheapest: float, dearest: float) -> list[float]:
     return [cheapest / air, dearest * air]
 
 
-def _covers(place: tuple[float, float, float], taken: Sequence[tuple[float, float, float]]) -> bool:
+def _covers(place: tuple[float, float, float], taken: Sequence[tuple[float, float, float, float]]) -> bool:
     start, end, height = place
-    return any(abs(height - other) < LABEL_HEIGHT and start < last and first < end for first, last, other in taken)
+    return any(abs(height - other) < apart and start < last and first < end for first, last, other, apart in taken)

@@ -35,7 +35,10 @@
     var descending = numeric ? sorted !== "descending" : sorted === "ascending";
     var several = table.tBodies.length > 1;
     var groups = Array.prototype.slice.call(several ? table.tBodies : table.tBodies[0].rows);
-    function value(group) { return (several ? group.rows[0] : group).cells[column].dataset.value; }
+    function value(group) {
+      var cell = (several ? group.rows[0] : group).cells[column];
+      return cell.dataset.value === undefined ? cell.textContent : cell.dataset.value;
+    }
     groups.sort(function (one, other) { return compare(value(one), value(other), numeric, descending ? -1 : 1); });
     groups.forEach(function (group) { group.parentNode.appendChild(group); });
     table.querySelectorAll("th[aria-sort]").forEach(function (other) { other.setAttribute("aria-sort", "none"); });
