@@ -8,7 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from fleetune.compare.claims import Claim
+from fleetune.compare.held_out import TestUse
+from fleetune.compare.pair import PairTest
 from fleetune.compare.result import Predictions, TrialResult
+from fleetune.compare.summary import Comparison, compare
 from fleetune.metrics import evaluate
 
 METHODS: dict[str, tuple[dict[str, Any], int, float, float]] = {
@@ -30,6 +34,7 @@ class SyntheticRun:
     audits: list[dict[str, Any]] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
     command: str = "fleetune run recipe.toml"
+    test_uses: list[TestUse] = field(default_factory=list)
 
 
 def predictions(seed: int, texts: int, num_labels: int, quality: float, multi_label: bool) -> Predictions:
@@ -48,18 +53,29 @@ def predictions(seed: int, texts: int, num_labels: int, quality: float, multi_la
     return classes.astype(np.int64), logits.astype(np.float32)
 
 
-def trial(kind: str, seed: int, label_names: list[str], multi_label: bool = False, **changes: Any) -> TrialResult:
-    settings, adapter, quality, learning_rate = METHODS[kind]
-    key = sum(map(ord, kind)) * 100 + seed
+def trial(
+    kind: str,
+    seed: int,
+    label_names: list[str],
+    multi_label: bool = False,
+    quality: float | None = None,
+    evaluations: int = 3,
+    variant: int = 0,
+    **changes: Any,
+) -> TrialResult:
+    """One trial; trials of one kind and seed that differ in `variant` have other predictions."""
+    settings, adapter, usual, learning_rate = METHODS[kind]
+    quality = usual if quality is None else quality
+    key = (sum(map(ord, kind)) + 10_000 * variant) * 100 + seed
     rng = np.random.default_rng(key)
-    steps, num_labels = 120, len(label_names)
+    steps, num_labels = 40 * evaluations, len(label_names)
     held = {
         split: predictions(key + offset, texts, num_labels, quality, multi_label)
         for offset, (split, texts) in enumerate((("validation", 150), ("test", 300)))
     }
     curve = 1.1 * np.exp(-np.arange(1, steps + 1) / 35) + (1 - quality) + rng.normal(0, 0.08, steps)
     history = []
-    for epoch in (1, 2, 3):
+    for epoch in range(1, evaluations + 1):
         partial = predictions(key + 7 * epoch, 150, num_labels, quality - 0.25 / epoch, multi_label)
         history.append({"step": epoch * 40, "epoch": float(epoch), "metrics": evaluate(*partial)})
     head = 384 * num_labels + num_labels + 384 * 384 + 384
@@ -83,7 +99,12 @@ def trial(kind: str, seed: int, label_names: list[str], multi_label: bool = Fals
         seconds=31.0 + 20 * rng.random(),
         peak_bytes=int(1.1e9 + 2e8 * rng.random()),
         bundle_bytes=4 * (adapter + head) + 3000,
-        best_step=120,
+        best_step=steps,
+        entry=kind,
+        train_texts=900,
+        operations=2.1e13 if adapter else 8.4e12,
+        serving_operations=2.9e9 + 2 * 27 * adapter,
+        evaluation_texts_per_second=510.0 + 40 * rng.random(),
         texts_per_second=180.0,
         tokens_per_second=4900.0,
         layout="packed",
@@ -147,6 +168,66 @@ def run(trials: list[TrialResult], name: str = "demo", audits: list[dict[str, An
 def multi_class_run(seeds: int = 2) -> SyntheticRun:
     names = ["negative", "neutral", "positive"]
     return run([trial(kind, seed, names) for kind in METHODS for seed in range(seeds)])
+
+
+def binary_run() -> SyntheticRun:
+    """Two trials of one seed each: the smallest comparison there is."""
+    return run([trial(kind, 0, ["no", "yes"]) for kind in ("lora", "ia3")], "pair")
+
+
+GRID: list[tuple[str, dict[str, Any], float]] = [
+    *(("lora", {"rank": rank, "learning_rate": rate}, 0.60 + 0.02 * (rank > 4) + gain)
+      for rank in (4, 16) for rate, gain in ((1e-4, 0.0), (5e-4, 0.22), (2e-3, 0.16))),
+    *(("ia3", {"learning_rate": rate}, quality) for rate, quality in ((1e-3, 0.70), (5e-3, 0.82), (2e-2, 0.78))),
+    *(("bitfit", {"learning_rate": rate}, quality) for rate, quality in ((1e-4, 0.62), (1e-3, 0.84), (5e-3, 0.79))),
+]  # fmt: skip
+
+
+def grid_run(seeds: int = 5, evaluations: int = 8) -> SyntheticRun:
+    """Twelve configurations, three methods with their learning rates and ranks; 60 trials with five seeds."""
+    trials = []
+    for variant, (kind, axes, quality) in enumerate(GRID):
+        settings, adapter, _, _ = METHODS[kind]
+        training = {"learning_rate": axes["learning_rate"], "epochs": float(evaluations), "batch_size": 16}
+        grown = adapter * axes.get("rank", 8) // 8
+        head = 384 * 2 + 2 + 384 * 384 + 384
+        for seed in range(seeds):
+            changes = {
+                "settings": settings | ({"rank": axes["rank"]} if "rank" in axes else {}),
+                "training": training,
+                "parameters": {"adapter": grown, "head": head, "trainable": grown + head, "total": 22_713_216 + head},
+            }
+            trials.append(trial(kind, seed, ["no", "yes"], False, quality, evaluations, variant, **changes))
+    return run(trials, "grid")
+
+
+def with_tests(synthetic: SyntheticRun) -> Comparison:
+    """The comparison of a run with a test of each configuration against the best, made up but for the means."""
+    comparison = compare(synthetic.trials)
+    best, *others = comparison.ranked
+    tests = tuple(
+        PairTest(
+            a=best.name,
+            b=other.name,
+            data="tweets",
+            metric=best.metric,
+            seeds=len(best.scores),
+            difference=best.mean - other.mean,
+            interval=(best.mean - other.mean - 0.03, best.mean - other.mean + 0.03),
+            p_seeds=0.0625,
+            p_texts=0.0004 * number,
+            p=0.0625,
+            p_adjusted=min(1.0, 0.0625 * number),
+            seeds_needed=9,
+        )
+        for number, other in enumerate(others, start=1)
+    )
+    claims = (
+        Claim(f"{best.name} scores {best.mean:.3f} on the test texts.", "configurations", {"mean": best.mean}),
+        Claim(f"None of {len(tests)} differences is demonstrated; 9 seeds could demonstrate one.", "tests"),
+        Claim("The methods had different numbers of settings.", "no-such-section"),
+    )
+    return replace(comparison, tests=tests, claims=claims, references={"tweets": best.name})
 
 
 def multi_label_run(seeds: int = 2) -> SyntheticRun:

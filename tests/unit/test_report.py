@@ -17,11 +17,12 @@ from fleetune.compare.summary import compare
 from fleetune.report import words
 from fleetune.report.figure import Figure
 from fleetune.report.figures.confusion import confusion_panels, label_panels, per_label_table
-from fleetune.report.figures.curves import loss_panels, metric_by_step, thinned
-from fleetune.report.figures.quality import majority_score, metric_bars, quality_against_parameters, seconds_bars
+from fleetune.report.figures.cost import SECONDS, TRAINABLE, quality_against_cost
+from fleetune.report.figures.curves import learning_curves, loss_panels, thinned
+from fleetune.report.figures.quality import majority_score, metric_bars
 from fleetune.report.html import render, write_report
 from fleetune.report.page import build_page
-from tests.unit.synthetic_runs import METHODS, multi_class_run, multi_label_run, run, trial, troubled_run
+from tests.unit.synthetic_runs import METHODS, grid_run, multi_class_run, multi_label_run, run, trial, troubled_run
 
 HOSTILE = ["</script><script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "{{ 7 * 7 }} & 'so on'"]
 ATTRIBUTES_THAT_FETCH = {"src", "href", "srcset", "action", "data", "poster", "background"}
@@ -99,16 +100,20 @@ def test_every_figure_has_a_drawing_numbers_and_words(page: Elements) -> None:
     assert sum(attributes.get("class") == "numbers" for _, attributes in page.tags) == len(charts)
 
 
-def test_every_figure_is_written_as_svg_and_stale_ones_go(written: Path, page: Elements) -> None:
+def test_every_figure_is_written_as_svg_and_png_and_stale_ones_go(written: Path, page: Elements) -> None:
     folder = written.parent / "figures"
     keys = {(a["data-spec"] or "").removeprefix("spec-") for _, a in page.tags if a.get("class") == "chart"}
-    assert {path.stem for path in folder.glob("*.svg")} == keys
+    for kind in ("svg", "png"):
+        assert {path.stem for path in folder.glob(f"*.{kind}")} == keys
     assert all(path.read_text(encoding="utf-8").startswith("<svg") for path in folder.glob("*.svg"))
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.glob("*.png"))
     (folder / "old.svg").write_text("<svg/>")
+    (folder / "old.png").write_text("")
     one = run([trial("head", 0, ["no", "yes"], losses=[], history=[])], audits=[])
     write_report(one, written.parent.parent / "second")
     write_report(one, written.parent)
-    assert not (folder / "old.svg").exists() and not (folder / "loss-1.svg").exists()
+    gone = [folder / name for name in ("old.svg", "old.png", "loss-1.svg", "loss-1.png")]
+    assert not any(path.exists() for path in gone)
 
 
 def test_comparison_json_is_what_compare_gives(tmp_path: Path) -> None:
@@ -120,7 +125,8 @@ def test_comparison_json_is_what_compare_gives(tmp_path: Path) -> None:
 
 def test_the_page_shows_scores_costs_data_and_how_to_repeat_it(page: Elements) -> None:
     row = compare(multi_class_run().trials).row("lora")
-    assert f"{row.mean:.3f} ± {row.spread:.3f}" in page.words
+    assert row.interval is not None
+    assert f"{row.mean:.3f} {row.interval[0]:.3f} to {row.interval[1]:.3f} 2 ± {row.spread:.3f}" in page.words
     for wanted in (
         "73,728",
         "learning_rate 5e-5",
@@ -213,13 +219,15 @@ def test_the_majority_baseline_is_left_out_where_it_says_little() -> None:
     assert majority_score(compare(multi_class_run().trials).rows, "log_loss", "test") is None
 
 
-def test_parameters_and_seconds_are_those_of_the_trials() -> None:
+def test_costs_are_those_of_the_trials() -> None:
     trials = multi_class_run().trials
-    comparison = compare(trials)
-    table = quality_against_parameters(comparison.ranked, "parameters").frame().set_index("configuration")
-    assert table["trainable"].to_dict() == {one.method: one.parameters["trainable"] for one in trials}
-    seconds = seconds_bars(comparison.ranked, "time").frame()
-    assert sorted(seconds["seconds"]) == pytest.approx(sorted(one.seconds or 0.0 for one in trials))
+    rows = compare(trials).ranked
+    trainable, seconds = (quality_against_cost(rows, cost, "cost") for cost in (TRAINABLE, SECONDS))
+    assert trainable is not None and seconds is not None
+    by_name = trainable.frame().set_index("configuration")
+    assert by_name["trainable"].to_dict() == {one.method: one.parameters["trainable"] for one in trials}
+    means = {kind: np.mean([one.seconds for one in trials if one.method == kind]) for kind in METHODS}
+    assert seconds.frame().set_index("configuration")["seconds"].to_dict() == pytest.approx(means)
 
 
 def test_confusion_panels_sum_the_seeds() -> None:
@@ -267,17 +275,40 @@ def test_scores_by_label_are_means_over_seeds() -> None:
     assert table["f1"].tolist() == pytest.approx(np.mean(scores, axis=0).tolist())
 
 
-def test_curves_hold_every_evaluation_and_keep_the_mean_of_the_losses() -> None:
-    configurations = [row.configuration for row in compare(multi_class_run().trials).ranked]
-    figure = metric_by_step(configurations, "f1_macro", "metric")
-    assert figure is not None and len(figure.frame()) == 12 * 3
-    panels = loss_panels(configurations, "loss")
-    table = panels[0].frame()
-    training = table[(table["split"] == "training") & (table["seed"] == 0)]
-    losses = next(c for c in configurations if c.name == panels[0].title).first.losses
-    assert len(training) == 60 and training["loss"].mean() == pytest.approx(np.mean([loss for _, loss in losses]))
-    scales = {json.dumps(panel.spec()["layer"][0]["encoding"]["y"]["scale"]["domain"]) for panel in panels}
+def test_curves_are_means_over_seeds_with_their_range_and_losses_keep_their_mean() -> None:
+    trials = multi_class_run(seeds=3).trials
+    rows = compare(trials).ranked
+    (figure,) = learning_curves(rows, "f1_macro", "metric")
+    table = figure.frame()
+    assert len(table) == len(METHODS) * 3
+    for _, line in table.iterrows():
+        at = [
+            one["metrics"]["f1_macro"]
+            for trial in trials
+            for one in trial.history
+            if trial.method == line["configuration"] and one["epoch"] == line["epoch"]
+        ]
+        wanted = (len(at), np.mean(at), min(at), max(at))
+        assert (line["seeds"], line["mean"], line["lowest"], line["highest"]) == pytest.approx(wanted)
+    panels = loss_panels([row.configuration for row in rows], "loss")
+    losses = panels[0].frame()
+    training = losses[losses["split"] == "training"]
+    seeds = [trial.losses for trial in next(row for row in rows if row.name == panels[0].title).configuration.trials]
+    assert len(training) == 60
+    assert training["mean"].mean() == pytest.approx(np.mean([loss for one in seeds for _, loss in one]))
+    scales = {json.dumps(panel.spec()["layer"][1]["encoding"]["y"]["scale"]["domain"]) for panel in panels}
     assert len(scales) == 1
+
+
+def test_many_configurations_have_curves_by_method_on_one_scale() -> None:
+    rows = compare(grid_run(seeds=1, evaluations=3).trials).ranked
+    figures = learning_curves(rows, "f1_macro", "curve")
+    assert {figure.title for figure in figures} == {"lora", "ia3", "bitfit"}
+    assert sum(figure.frame()["configuration"].nunique() for figure in figures) == len(rows)
+    assert len({json.dumps(one.spec()["layer"][1]["encoding"]["y"]["scale"]) for one in figures}) == 1
+    lora = next(figure for figure in figures if figure.title == "lora").frame()
+    assert set(lora["settings"]) == {f"learning_rate {rate}, rank {rank}" for rate in ("0.0001", "0.0005", "0.002")
+                                     for rank in (4, 16)}  # fmt: skip
 
 
 def test_thinning_keeps_short_curves_and_the_ends_of_long_ones() -> None:
@@ -305,7 +336,7 @@ def test_two_data_sets_have_their_own_tables_and_figures() -> None:
     ]
     text = render(run(trials))
     found = Elements(text)
-    assert sum(attributes.get("class") == "overview" for _, attributes in found.tags) == 2
+    assert sum(attributes.get("class") == "overview sortable" for _, attributes in found.tags) == 2
     assert {"spec-score-1-nah-fern", "spec-score-2-b"} <= set(found.scripts)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -28,6 +28,9 @@ SERIES = [
 ]  # fmt: skip
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 SIGNIFICANT_DIGITS = 6
+LETTER_PIXELS, SYMBOL_PIXELS, LONGEST_LABEL = 7, 30, 300
+PNG_SCALE = 2.0
+INK = "#1b1f24"
 SVG_WIDTH = {"wide": 720, "panel": 300}
 
 # currentColor takes the page's text colour where the drawing stands in a page, and black in a file of its own.
@@ -98,7 +101,8 @@ class Figure:
         import altair as alt
 
         with alt.data_transformers.enable("default", max_rows=None, consolidate_datasets=True):
-            spec: dict[str, Any] = self.chart().to_dict()
+            # Against Altair's schema, which takes longer than all else, the tests hold every figure.
+            spec: dict[str, Any] = self.chart().to_dict(validate=False)
         spec |= {"width": width, "config": CONFIG, "description": self.alternative}
         spec["autosize"] = {"type": "fit-x" if width == "container" else "pad", "contains": "padding"}
         spec["datasets"] = {name: _rounded(rows) for name, rows in spec.get("datasets", {}).items()}
@@ -110,13 +114,19 @@ class Figure:
 
         return vl_convert.vegalite_to_svg(json.dumps(self.spec(SVG_WIDTH[self.size])))
 
-    def png(self, scale: float = 2.0) -> bytes:
-        """Returns the picture as a PNG file."""
-        import vl_convert
+    def png(self, scale: float = PNG_SCALE) -> bytes:
+        """Returns the picture as a PNG file, dark on white."""
+        return png_of(self.svg(), scale)
 
-        white = self.spec(SVG_WIDTH[self.size])
-        white["config"] = CONFIG | {"background": "white"}
-        return vl_convert.vegalite_to_png(json.dumps(white).replace("currentColor", "#1b1f24"), scale=scale)
+
+def png_of(svg: str, scale: float = PNG_SCALE) -> bytes:
+    """Returns a drawing of `Figure.svg` as a PNG file, dark on white."""
+    import vl_convert
+
+    opening = svg.index(">") + 1
+    white = '<rect width="100%" height="100%" fill="white"/>'
+    dark = svg[opening:].replace('="currentColor"', f'="{INK}"')
+    return bytes(vl_convert.svg_to_png(svg[:opening] + white + dark, scale=scale))
 
 
 def domain(values: Sequence[float], floor: float | None = None, ceiling: float | None = None) -> list[float]:
@@ -139,6 +149,22 @@ def listed(pairs: Sequence[tuple[str, str]], limit: int = 8) -> str:
     """Returns `name value` pairs in words, the first `limit` of them."""
     shown = "; ".join(f"{name} {value}" for name, value in pairs[:limit])
     return shown + (f"; and {len(pairs) - limit} more" if len(pairs) > limit else "")
+
+
+def legend_of(names: Sequence[str], orient: Literal["top", "bottom"] = "top") -> alt.Legend | None:
+    """Returns a legend with as many columns as the names leave room for, none where there is one name or no name."""
+    import altair as alt
+
+    if len(names) < 2:
+        return None
+    wide = LETTER_PIXELS * max(map(len, names)) + SYMBOL_PIXELS
+    return alt.Legend(
+        columns=alt.ExprRef(f"max(1, floor((width + {SYMBOL_PIXELS}) / {wide}))"),
+        labelLimit=LONGEST_LABEL,
+        orient=orient,
+        symbolOpacity=1,
+        symbolType="circle",
+    )
 
 
 def _rounded(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs no network, its figures as SVG, and the comparison as JSON."""
+"""The report of a run: one HTML file that needs no network, its figures as SVG and PNG, the comparison as JSON."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fleetune.compare.result import TrialResult
 from fleetune.compare.summary import Comparison, compare
-from fleetune.data.writing import write_json, write_text
+from fleetune.data.writing import write_json, write_text, write_whole
 from fleetune.report import words
-from fleetune.report.figure import Figure
+from fleetune.report.figure import Figure, png_of
 from fleetune.report.page import build_page
 
 if TYPE_CHECKING:
@@ -53,29 +53,34 @@ class Run(Protocol):
         """What was typed."""
 
 
-def write_report(run: Run, out: Path, figures: bool = True) -> Path:
-    """Writes `index.html`, `comparison.json` and `figures/*.svg` into `out` and returns the path of the page.
+def write_report(run: Run, out: Path, figures: bool = True, comparison: Comparison | None = None) -> Path:
+    """Writes `index.html`, `comparison.json` and `figures/*.{svg,png}` into `out` and returns the path of the page.
 
     Args:
         run: The run, finished or not.
         out: Folder of the report; it is made if absent.
-        figures: Whether the SVG files are written; the page has its figures either way.
+        figures: Whether the SVG and PNG files are written; the page has its figures either way.
+        comparison: What is said of its trials; made of them where None.
     """
-    comparison = compare(run.trials)
+    comparison = comparison or compare(run.trials)
     page = build_page(run, comparison)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "comparison.json", comparison.to_json())
     if figures:
         _write_figures(page.figures, out / "figures")
     index = out / "index.html"
-    write_text(index, render(run, comparison))
+    write_text(index, rendered("report.html.j2", page))
     return index
 
 
 def render(run: Run, comparison: Comparison | None = None) -> str:
     """Returns the page as HTML."""
-    page = build_page(run, comparison or compare(run.trials))
-    return _environment().get_template("report.html.j2").render(page=page, script=_javascript(), **_assets())
+    return rendered("report.html.j2", build_page(run, comparison or compare(run.trials)))
+
+
+def rendered(template: str, page: object) -> str:
+    """Returns the template filled with `page`, its scripts and style within."""
+    return _environment().get_template(template).render(page=page, script=_javascript(), **_assets())
 
 
 def spec_json(figure: Figure) -> Markup:
@@ -103,12 +108,22 @@ def _cell(value: Any) -> str:
 
 def _write_figures(figures: Sequence[Figure], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {f"{figure.key}.svg" for figure in figures}
-    for old in folder.glob("*.svg"):
+    kept = {f"{figure.key}.{kind}" for figure in figures for kind in ("svg", "png")}
+    for old in [*folder.glob("*.svg"), *folder.glob("*.png")]:
         if old.name not in kept:
             old.unlink()
     for figure in figures:
-        write_text(folder / f"{figure.key}.svg", figure.svg())
+        _write_figure(figure, folder)
+
+
+def _write_figure(figure: Figure, folder: Path) -> None:
+    drawn = figure.svg()
+    write_text(folder / f"{figure.key}.svg", drawn)
+    write_whole(folder / f"{figure.key}.png", lambda path: _write_bytes(path, png_of(drawn)))
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
 
 
 @functools.cache

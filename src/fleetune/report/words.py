@@ -6,6 +6,7 @@ import json
 import math
 import re
 import unicodedata
+from collections.abc import Callable
 from typing import Any
 
 from fleetune.compare.titles import metric_title as metric_title
@@ -56,6 +57,41 @@ def size(number: float | None) -> str:
         if number >= unit:
             return f"{number / unit:.3g} {name}"
     return f"{number:.0f} B"
+
+
+def operations(number: float | None) -> str:
+    """Returns a number of floating-point operations in three digits: 1.23e13 is "12.3 T"."""
+    if number is None or not math.isfinite(number):
+        return DASH
+    for unit, name in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if number >= unit:
+            return f"{number / unit:.3g} {name}"
+    return f"{number:,.0f}"
+
+
+def signed(value: float | None) -> str:
+    """Returns a difference of scores with its sign."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    sign = "−" if value < 0 else "+"
+    return f"{sign}{abs(value):.3f}"
+
+
+def between(interval: tuple[float, float] | None, write: Callable[[float | None], str] = score) -> str:
+    """Returns an interval as "0.812 to 0.845"."""
+    return DASH if interval is None else f"{write(interval[0])} to {write(interval[1])}"
+
+
+def probability(value: float | None) -> str:
+    """Returns a p-value with three digits after the point, never as nought."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def capitalised(text: str) -> str:
+    """Returns the text with a capital first letter and the rest as it is."""
+    return text[:1].upper() + text[1:]
 
 
 def share(part: float, whole: float) -> str:

@@ -14,7 +14,7 @@ from fleetune.compare.result import TrialResult
 from fleetune.compare.row import Row
 from fleetune.metrics import confusion_matrix, per_label_metrics
 from fleetune.report import words
-from fleetune.report.figure import ACCENT, Figure, listed
+from fleetune.report.figure import ACCENT, Figure, legend_of, listed
 
 if TYPE_CHECKING:
     from fleetune.report.figure import Picture
@@ -220,9 +220,7 @@ def _draw_labels(table: pd.DataFrame) -> Picture:
         .encode(
             y=y,
             x="f1:Q",
-            color=alt.Color(
-                "configuration:N", sort=configurations, title=None, legend=alt.Legend(columns=3, labelLimit=170)
-            ),
+            color=alt.Color("configuration:N", sort=configurations, title=None, legend=legend_of(configurations)),
             tooltip=[
                 alt.Tooltip("label:N"),
                 alt.Tooltip("configuration:N"),

@@ -20,25 +20,27 @@
     nameToggle();
   });
 
-  function compare(a, b, numeric) {
-    if (!numeric) return a.localeCompare(b);
-    var x = parseFloat(a), y = parseFloat(b);
-    return (x > y) - (x < y);
+  // What is not known has an empty value and stands last either way.
+  function compare(a, b, numeric, sign) {
+    if (a === "" || b === "") return (a === "") - (b === "");
+    return sign * (numeric ? parseFloat(a) - parseFloat(b) : a.localeCompare(b));
   }
 
-  // A configuration's line and the line of its problems move together.
+  // A configuration's line and the line of its problems are one body, and move together.
   function sortBy(header) {
     var table = header.closest("table");
     var column = Array.prototype.indexOf.call(header.parentNode.children, header);
     var numeric = header.dataset.kind === "number";
-    var descending = header.getAttribute("aria-sort") !== "descending" && numeric ||
-      header.getAttribute("aria-sort") === "ascending";
-    var bodies = Array.prototype.slice.call(table.tBodies);
-    bodies.sort(function (one, other) {
-      var order = compare(one.rows[0].cells[column].dataset.value, other.rows[0].cells[column].dataset.value, numeric);
-      return descending ? -order : order;
-    });
-    bodies.forEach(function (body) { table.appendChild(body); });
+    var sorted = header.getAttribute("aria-sort");
+    var descending = numeric ? sorted !== "descending" : sorted === "ascending";
+    var several = table.tBodies.length > 1;
+    var groups = Array.prototype.slice.call(several ? table.tBodies : table.tBodies[0].rows);
+    function value(group) {
+      var cell = (several ? group.rows[0] : group).cells[column];
+      return cell.dataset.value === undefined ? cell.textContent : cell.dataset.value;
+    }
+    groups.sort(function (one, other) { return compare(value(one), value(other), numeric, descending ? -1 : 1); });
+    groups.forEach(function (group) { group.parentNode.appendChild(group); });
     table.querySelectorAll("th[aria-sort]").forEach(function (other) { other.setAttribute("aria-sort", "none"); });
     header.setAttribute("aria-sort", descending ? "descending" : "ascending");
   }
