@@ -7,6 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from fleetune.errors import UserError
+
 COMMANDS = ("demo", "init", "check", "run", "status", "compare", "report", "export", "predict", "methods")
 
 app = typer.Typer(
@@ -144,11 +146,33 @@ def compare(
 
 
 @app.command()
-def report(folder: RunDir, as_json: Json = False) -> None:
+def report(
+    folder: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Argument(metavar="[DIR]", help="The run's folder; left out with --compare."),
+    ] = None,
+    both: Annotated[
+        Optional[tuple[Path, Path]],  # noqa: UP045
+        typer.Option("--compare", metavar="A B", help="Folders of two runs to put side by side on one page."),
+    ] = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", metavar="FILE", help="Where the page of two runs goes.  [default: in the folder of A]"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Writes the run's page: one HTML file that works offline."""
-    from fleetune.cli.commands import write_page
+    from fleetune.cli.commands import write_page, write_two_runs
 
-    write_page(folder, as_json)
+    if both is not None and folder is None:
+        write_two_runs(*both, out, as_json)
+    elif folder is not None and both is None and out is None:
+        write_page(folder, as_json)
+    else:
+        raise UserError(
+            "report takes one run's folder, or two after --compare (and --out only with them)."
+            "\nType: fleetune report DIR, or fleetune report --compare A B"
+        )
 
 
 @app.command()

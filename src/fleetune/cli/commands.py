@@ -164,6 +164,21 @@ def write_page(folder: Path, as_json: bool) -> None:
         print_line(f"report: {page}")
 
 
+def write_two_runs(one: Path, other: Path, out: Path | None, as_json: bool) -> None:
+    """Writes the page that puts two runs side by side."""
+    from fleetune.lab.folder import RunFolder
+    from fleetune.lab.results import load_results
+    from fleetune.report.side_by_side import write_side_by_side
+    from fleetune.report.words import key
+
+    runs = load_results(one), load_results(other)
+    page = write_side_by_side(*runs, out or RunFolder(one).report / f"compare-{key(other.resolve().name)}.html")
+    if as_json:
+        print_json({"runs": [str(one), str(other)], "report": str(page), "bytes": page.stat().st_size})
+    else:
+        print_line(f"report: {page}")
+
+
 def export_bundle(folder: Path, trial: str, to: Path, merge: bool, onnx: bool, as_json: bool) -> None:
     """Saves a bundle."""
     from fleetune.lab.export import export_trial
