@@ -165,7 +165,7 @@ def run_recipe(
     if any(trial.status == "done" for trial in results.trials):
         watch(Said("writing the report"))
         page = write_report(results, RunFolder(folder).report)
-    return ExperimentResult(compare(results.trials), summary, folder, page)
+    return ExperimentResult(compare(results.trials, cost=results.cost), summary, folder, page)
 
 
 def export(
@@ -218,7 +218,7 @@ def describe(run: Path, bundle: Path, trial: str | None = None) -> Path:
     held = read_manifest(bundle).training.get("trial")
     if trial is not None and (wanted := choose_trial(results, trial).id) != held:
         raise UserError(f"{bundle} holds trial {held}, and '{trial}' is {wanted}.\nLeave it out, or export that one")
-    return write_card(bundle, results, compare(results.trials))
+    return write_card(bundle, results, compare(results.trials, cost=results.cost))
 
 
 def _document(recipe: Mapping[str, Any]) -> Document:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from fleetune.compare.claims import Claim
-from fleetune.compare.held_out import TestUse
+from fleetune.compare.costs import Cost
+from fleetune.compare.held_out import HeldOutTexts, TestUse
 from fleetune.compare.pair import PairTest
 from fleetune.compare.result import Predictions, TrialResult
 from fleetune.compare.summary import Comparison, compare
@@ -35,6 +36,8 @@ class SyntheticRun:
     environment: dict[str, Any] = field(default_factory=dict)
     command: str = "fleetune run recipe.toml"
     test_uses: list[TestUse] = field(default_factory=list)
+    texts: dict[str, dict[str, HeldOutTexts]] = field(default_factory=dict)
+    cost: Cost = "trainable"
 
 
 def predictions(seed: int, texts: int, num_labels: int, quality: float, multi_label: bool) -> Predictions:

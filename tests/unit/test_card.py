@@ -19,7 +19,6 @@ from sklearn.metrics import precision_score
 
 from fleetune.bundle.manifest import Manifest
 from fleetune.calibration import fit_temperature
-from fleetune.compare.row import seed_interval
 from fleetune.compare.summary import compare
 from fleetune.errors import UserError
 from fleetune.metrics import evaluate
@@ -113,9 +112,13 @@ def test_means_over_seeds_are_of_what_each_seed_would_be_exported_as() -> None:
         labels, logits = one.predictions["test"]
         cooled = logits.astype(float) / fit_temperature(*one.predictions["validation"])
         values.append(evaluate(labels, cooled)["log_loss"])
-    low, high = seed_interval(values, "log_loss") or (0.0, 0.0)
     line = next(line for line in text.splitlines() if line.startswith("| log loss"))
-    assert [cell.strip() for cell in line.split("|")[3:5]] == [f"{np.mean(values):.3f}", f"{low:.3f} to {high:.3f}"]
+    mean, interval = [cell.strip() for cell in line.split("|")[3:5]]
+    low, high = map(float, interval.split(" to "))
+    assert mean == f"{np.mean(values):.3f}" and low < np.mean(values) < high
+    lower, upper = compare(of.trials[:3]).rows[0].interval or (0.0, 0.0)
+    line = next(line for line in text.splitlines() if line.startswith("| F1 (macro)"))
+    assert line.split("|")[4].strip() == f"{lower:.3f} to {upper:.3f}"
     assert "over 3 seeds" in text and "none is demonstrated to be the best" in text
     assert "one of 3 seeds" in text and "10 of the" not in text
 

@@ -418,7 +418,7 @@ def test_a_curve_trains_on_parts_of_the_training_texts_alone(write_recipe: Calla
     assert [(t.train_share, t.train_texts) for t in results.trials] == [
         (share, len(part)) for share, part in zip((0.25, 0.5, 1.0), parts, strict=True)
     ] * 2
-    assert len({trial.configuration for trial in results.trials}) == 6
+    assert len({(trial.configuration, trial.train_share) for trial in results.trials}) == 6
     assert {trial.entry for trial in results.trials} == {"lora"}
     assert read_status(folder).trials[0].label == "lora r=2 seed 0 · 25 % of the texts"
     assert choose_trial(results, "best").train_share == 1.0

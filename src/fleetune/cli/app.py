@@ -7,6 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from fleetune.errors import UserError
+
 COMMANDS = ("demo", "init", "check", "run", "status", "compare", "report", "export", "card", "predict", "methods")
 
 app = typer.Typer(
@@ -25,6 +27,14 @@ RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="The run's folder.")
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045  typer reads this at run time
     typer.Option("--set", metavar="a.b=c", help="Set a key of the recipe; may be given more than once."),
+]
+Cost = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--cost",
+        metavar="trainable|bundle_bytes|seconds|serving",
+        help="By what the cheapest of the tied is recommended; the recipe's if absent.",
+    ),
 ]
 
 
@@ -135,6 +145,10 @@ def compare(
         Optional[str],  # noqa: UP045
         typer.Option("--metric", metavar="NAME", help="Another score than the recipe's."),
     ] = None,
+    cost: Cost = None,
+    pairs: Annotated[
+        str, typer.Option("--pairs", metavar="chosen|all", help="Test all against the chosen one, or all pairs.")
+    ] = "chosen",
     table: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--format", metavar="csv|md|latex", help="A table for a spreadsheet, a README or a paper."),
@@ -142,17 +156,40 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """What may be said of a run's configurations."""
-    from fleetune.cli.commands import show_comparison
+    from fleetune.cli.commands import Asked, show_comparison
 
-    show_comparison(folder, metric, as_json, table)
+    show_comparison(folder, Asked(metric, cost, pairs), as_json, table)
 
 
 @app.command()
-def report(folder: RunDir, as_json: Json = False) -> None:
+def report(
+    folder: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Argument(metavar="[DIR]", help="The run's folder; left out with --compare."),
+    ] = None,
+    both: Annotated[
+        Optional[tuple[Path, Path]],  # noqa: UP045
+        typer.Option("--compare", metavar="A B", help="Folders of two runs to put side by side on one page."),
+    ] = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", metavar="FILE", help="Where the page of two runs goes.  [default: in the folder of A]"),
+    ] = None,
+    cost: Cost = None,
+    as_json: Json = False,
+) -> None:
     """Writes the run's page: one HTML file that works offline."""
-    from fleetune.cli.commands import write_page
+    from fleetune.cli.commands import Asked, write_page, write_two_runs
 
-    write_page(folder, as_json)
+    if both is not None and folder is None:
+        write_two_runs(*both, out, as_json)
+    elif folder is not None and both is None and out is None:
+        write_page(folder, Asked(cost=cost), as_json)
+    else:
+        raise UserError(
+            "report takes one run's folder, or two after --compare (and --out only with them)."
+            "\nType: fleetune report DIR, or fleetune report --compare A B"
+        )
 
 
 @app.command()

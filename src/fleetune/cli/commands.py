@@ -5,8 +5,9 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
@@ -16,9 +17,12 @@ from fleetune.cli.words import count, number
 from fleetune.errors import UserError
 
 if TYPE_CHECKING:
+    from fleetune.compare.summary import Comparison
     from fleetune.lab.recipe import Recipe
+    from fleetune.lab.results import RunResults
 
 SHOWN_TEXT = 60
+Word = TypeVar("Word", bound=str)
 
 
 def init_recipe(
@@ -134,21 +138,41 @@ def show_status(folder: Path, as_json: bool) -> None:
         print_line(f"To go on: fleetune run {shlex.quote(str(folder / 'recipe.toml'))}")
 
 
-def show_comparison(folder: Path, metric: str | None, as_json: bool, table: str | None = None) -> None:
+@dataclass(frozen=True)
+class Asked:
+    """What was asked of a comparison, as it was typed."""
+
+    metric: str | None = None
+    cost: str | None = None
+    pairs: str = "chosen"
+
+    def comparison(self, results: RunResults) -> Comparison:
+        """Returns the comparison.
+
+        Raises:
+            UserError: If a word is not known, or the metric is not defined for the labels.
+        """
+        from fleetune.compare.costs import COSTS
+        from fleetune.compare.summary import PAIRS, compare
+        from fleetune.metrics import check_metric
+
+        cost, pairs = one_of(self.cost or results.cost, COSTS, "--cost"), one_of(self.pairs, PAIRS, "--pairs")
+        if self.metric is not None and results.trials:
+            first = results.trials[0]
+            check_metric(self.metric, len(first.label_names), first.multi_label)
+        return compare(results.trials, metric=self.metric, cost=cost, pairs=pairs)
+
+
+def show_comparison(folder: Path, asked: Asked, as_json: bool, table: str | None = None) -> None:
     """Says what may be said of a run's configurations; as a `table` for other programs, where one is asked for."""
     if table is not None and as_json:
         raise UserError("--format and --json were both given; --json is a format of its own.\nGive one of them")
-    from fleetune.compare.summary import compare
     from fleetune.lab.results import load_results
     from fleetune.lab.test_uses import log_scores
-    from fleetune.metrics import check_metric
 
     results = load_results(folder)
-    if metric is not None and results.trials:
-        first = results.trials[0]
-        check_metric(metric, len(first.label_names), first.multi_label)
-    comparison = compare(results.trials, metric=metric)
-    log_scores(results, "compare", metric)
+    comparison = asked.comparison(results)
+    log_scores(results, "compare", asked.metric)
     if as_json:
         print_json(comparison.to_json())
     elif table is not None:
@@ -159,16 +183,34 @@ def show_comparison(folder: Path, metric: str | None, as_json: bool, table: str 
         print_comparison(comparison)
 
 
-def write_page(folder: Path, as_json: bool) -> None:
+def write_page(folder: Path, asked: Asked, as_json: bool) -> None:
     """Writes the report."""
     from fleetune.lab.folder import RunFolder
     from fleetune.lab.results import load_results
     from fleetune.lab.test_uses import log_scores
     from fleetune.report.html import write_report
 
-    page = write_report(log_scores(load_results(folder), "report"), RunFolder(folder).report)
+    results = load_results(folder)
+    comparison = asked.comparison(results)
+    page = write_report(log_scores(results, "report"), RunFolder(folder).report, comparison=comparison)
     if as_json:
         print_json({"run": str(folder), "report": str(page), "bytes": page.stat().st_size})
+    else:
+        print_line(f"report: {page}")
+
+
+def write_two_runs(one: Path, other: Path, out: Path | None, as_json: bool) -> None:
+    """Writes the page that puts two runs side by side."""
+    from fleetune.lab.folder import RunFolder
+    from fleetune.lab.results import load_results
+    from fleetune.lab.test_uses import log_scores
+    from fleetune.report.side_by_side import write_side_by_side
+    from fleetune.report.words import key
+
+    runs = log_scores(load_results(one), "report"), log_scores(load_results(other), "report")
+    page = write_side_by_side(*runs, out or RunFolder(one).report / f"compare-{key(other.resolve().name)}.html")
+    if as_json:
+        print_json({"runs": [str(one), str(other)], "report": str(page), "bytes": page.stat().st_size})
     else:
         print_line(f"report: {page}")
 
@@ -231,6 +273,18 @@ def predictions_of(classifier: Any, texts: Any) -> list[dict[str, Any]]:
 def _read_as(encoding: str, delimiter: str) -> str:
     words = [word for word in (encoding, f"fields apart by {delimiter!r}" if delimiter else "") if word]
     return f", {', '.join(words)}" if words else ""
+
+
+def one_of(word: str, known: Sequence[Word], option: str) -> Word:
+    """Returns the one of the `known` words that was typed.
+
+    Raises:
+        UserError: If it is none of them.
+    """
+    for one in known:
+        if one == word:
+            return one
+    raise UserError(f"{option} {word} is not known; expected one of: {', '.join(known)}")
 
 
 def _one_or_list(names: Sequence[str] | None) -> str | list[str] | None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from fleetune.compare.budget import budgets, unequal
+from fleetune.compare.learning import under_trained
 from fleetune.compare.pair import PairTest
 from fleetune.compare.row import Row
 from fleetune.compare.titles import metric_title
@@ -49,7 +51,9 @@ def claims_on(rows: Sequence[Row], tests: Sequence[PairTest], split: str) -> lis
         *_not_shown(tests, split, data),
         *_twins(rows, data),
         *_without_learning(rows, data),
+        *_under_trained(rows, data),
         *_failures(rows, data),
+        *_budgets(rows, data),
     ]
 
 
@@ -131,3 +135,21 @@ def _failures(rows: Sequence[Row], data: str) -> Iterator[Claim]:
         plural = "1 trial" if trials == 1 else f"{trials} trials"
         text = f"{plural} failed ({listed([row.name for row in counted])}); means are over the seeds that finished."
         yield Claim(text, "configurations", {"trials": trials}, data)
+
+
+def _under_trained(rows: Sequence[Row], data: str) -> Iterator[Claim]:
+    for row in rows:
+        reasons = [reason for trial in row.configuration.done if (reason := under_trained(trial))]
+        if reasons and 2 * len(reasons) > len(row.scores):
+            text = f"{row.name} was trained too little to be judged, with {len(reasons)} of {len(row.scores)} seeds: "
+            yield Claim(text + reasons[0], "training", {"trials": len(reasons)}, data)
+
+
+def _budgets(rows: Sequence[Row], data: str) -> Iterator[Claim]:
+    found = budgets(rows)
+    sentence = unequal(found)
+    if sentence is not None:
+        yield Claim(sentence, "budget", {one.entry: one.settings for one in found}, data)
+    for one in found:
+        for edge in one.edges:
+            yield Claim(f"{one.entry}: {edge}.", "budget", {"settings": one.settings}, data)

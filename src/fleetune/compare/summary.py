@@ -6,16 +6,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fleetune.compare.claims import Claim, claims_on
 from fleetune.compare.configuration import Configuration, group
+from fleetune.compare.costs import Cost
+from fleetune.compare.data_curve import data_curve, more_labels_help
 from fleetune.compare.pair import PairTest, tested
 from fleetune.compare.resampling import draws_by_trial
 from fleetune.compare.result import TrialResult
 from fleetune.compare.row import Row, scored_trials, summed_up
 from fleetune.compare.ties import with_ties
-from fleetune.compare.verdict import Cost, Verdict, chosen_row, overall, verdict_on
+from fleetune.compare.verdict import Verdict, chosen_row, overall, verdict_on
 from fleetune.methods import is_floor
 from fleetune.metrics import MINIMISED
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Pairs = Literal["chosen", "all"]
+PAIRS: tuple[Pairs, ...] = get_args(Pairs)
 
 
 @dataclass(frozen=True)
@@ -134,10 +137,15 @@ def compare(
         tuple(row for one in found.values() for row in one.rows),
         overall({name: one.verdict for name, one in found.items()}),
         tuple(test for one in found.values() for test in one.tests),
-        tuple(claim for one in found.values() for claim in one.claims),
+        (*(claim for one in found.values() for claim in one.claims), *_curve_claims(results, split, metric)),
         {name: one.chosen for name, one in found.items() if one.chosen is not None},
         cost,
     )
+
+
+def _curve_claims(results: Sequence[TrialResult], split: str, metric: str | None) -> list[Claim]:
+    sentence = more_labels_help(data_curve(results, split, metric))
+    return [Claim(sentence, "data-curve")] if sentence else []
 
 
 @dataclass(frozen=True)

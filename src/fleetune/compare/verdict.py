@@ -10,21 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
+from fleetune.compare.costs import COST_WORDS, COSTS, Cost
 from fleetune.compare.pair import PairTest
 from fleetune.compare.row import Row
 from fleetune.compare.titles import metric_title
 from fleetune.metrics import MINIMISED, is_better
 
-Cost = Literal["trainable", "bundle_bytes", "seconds", "serving"]
-COSTS: tuple[Cost, ...] = get_args(Cost)
-COST_WORDS: Mapping[Cost, str] = {
-    "trainable": "trains the fewest parameters",
-    "bundle_bytes": "has the smallest bundle",
-    "seconds": "trains the fastest",
-    "serving": "needs the fewest operations to serve",
-}
 NAMED = 4
 ENOUGH_SEEDS = 6
 

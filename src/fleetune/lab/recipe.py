@@ -6,11 +6,12 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from fleetune import methods
+from fleetune.compare.costs import Cost
 from fleetune.data.config import DataConfig
 from fleetune.engine.config import BackboneConfig, TrainingConfig
 from fleetune.errors import RecipeError
@@ -23,7 +24,6 @@ TABLES = ("data", "backbone", "training", "method", "compare")
 TRACK = "track"
 EMBEDDED = "embedded:"
 
-Cost = Literal["trainable", "bundle_bytes", "seconds", "serving"]
 Named = TypeVar("Named", DataConfig, BackboneConfig)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fleetune.compare.costs import Cost
 from fleetune.compare.held_out import HeldOutTexts, TestUse
 from fleetune.compare.result import TrialResult, TrialStatus
 from fleetune.data.dataset import are_known
@@ -17,7 +18,6 @@ from fleetune.lab.held_out import KeptTexts
 from fleetune.lab.ledger import LedgerReader, Row, value_of
 from fleetune.lab.lock import is_locked
 from fleetune.lab.predictions import Predictions, read_predictions
-from fleetune.lab.recipe import Cost
 from fleetune.lab.test_uses import read_test_uses
 
 

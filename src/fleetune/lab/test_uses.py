@@ -55,7 +55,7 @@ def log_scores(results: RunResults, command: str, metric: str | None = None) -> 
     scored = [trial for trial in results.trials if len(trial.predictions.get("test", ((), ()))[0])]
     if scored_split(results.trials) != "test" or not scored:
         return results
-    configurations = len({trial.configuration for trial in scored})
+    configurations = len({(trial.configuration, trial.train_share) for trial in scored})
     if not log_test_use(results.folder, command, metric or scored[0].metric, configurations):
         return results
     with LedgerReader(results.folder) as ledger:

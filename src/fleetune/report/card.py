@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fleetune.bundle.manifest import Manifest, read_manifest
-from fleetune.compare.calibration import bundle_scores, temperature_of
+from fleetune.compare.calibration import OF_PROBABILITIES, bundle_scores, temperature_of
+from fleetune.compare.intervals import Interval, score_interval, uncertainty
+from fleetune.compare.resampling import resampled
 from fleetune.compare.result import TrialResult
-from fleetune.compare.row import seed_interval
 from fleetune.data.writing import write_text
 from fleetune.engine.embedded import PREFIX
 from fleetune.errors import UserError
@@ -116,7 +117,8 @@ def _trial_of(manifest: Manifest, run: Run) -> TrialResult:
 
 
 def _siblings(run: Run, trial: TrialResult) -> list[TrialResult]:
-    return [other for other in run.trials if other.configuration == trial.configuration and other.status == "done"]
+    same = [other for other in run.trials if other.configuration == trial.configuration and other.status == "done"]
+    return [other for other in same if other.train_share == trial.train_share]
 
 
 def _title(manifest: Manifest) -> str:
@@ -127,14 +129,32 @@ def _title(manifest: Manifest) -> str:
 
 def _results(manifest: Manifest, siblings: Sequence[TrialResult], split: str) -> list[Result]:
     own: dict[str, float] = manifest.training.get("scores", {}).get(split, {})
-    others = [bundle_scores(trial, split, temperature_of(trial)) for trial in siblings if split in trial.predictions]
+    others = [trial for trial in siblings if split in trial.predictions]
+    scores = [bundle_scores(trial, split, temperature_of(trial)) for trial in others]
     results = []
     for metric, value in own.items():
-        values = [scores[metric] for scores in others if math.isfinite(scores.get(metric, math.nan))]
-        whole = bool(values) and len(values) == len(others)
-        mean = statistics.fmean(values) if whole else None
-        results.append(Result(metric, value, mean, seed_interval(values, metric) if whole else None))
+        values = [one[metric] for one in scores if math.isfinite(one.get(metric, math.nan))]
+        if not values or len(values) < len(others):
+            results.append(Result(metric, value, None, None))
+        else:
+            interval = _interval(others, values, metric, split)
+            results.append(Result(metric, value, statistics.fmean(values), interval))
     return results
+
+
+def _interval(trials: Sequence[TrialResult], values: Sequence[float], metric: str, split: str) -> Interval | None:
+    """Returns the interval of the mean over seeds and texts; None below two seeds, or texts."""
+    texts = len(trials[0].predictions[split][0])
+    if len(trials) < 2 or texts < 2:
+        return None
+    judged = [_cooled(trial, split) if metric in OF_PROBABILITIES else trial for trial in trials]
+    known = uncertainty(values, resampled(judged, split, metric), texts)
+    return score_interval(statistics.fmean(values), known, metric, texts)
+
+
+def _cooled(trial: TrialResult, split: str) -> TrialResult:
+    labels, logits = trial.predictions[split]
+    return replace(trial, predictions={split: (labels, logits / np.float32(temperature_of(trial)))})
 
 
 def _result_line(result: Result) -> list[str]:
@@ -150,7 +170,7 @@ def _about_results(manifest: Manifest, trial: TrialResult | None, siblings: Sequ
         own = " and the thresholds of its training" if manifest.training.get("wished") else ""
         sentences.append(
             f"The mean is over {seeds} of the same configuration, each with its own temperature{own}; the interval is "
-            "the 95 % t-interval of that mean, by the spread over seeds alone."
+            "95 %, over seeds and texts."
         )
     return " ".join(sentences)
 

@@ -9,6 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from fleetune.compare.costs import Cost
+from fleetune.compare.held_out import HeldOutTexts, TestUse
 from fleetune.compare.result import TrialResult
 from fleetune.compare.summary import Comparison, compare
 from fleetune.data.writing import write_json, write_text, write_whole
@@ -52,6 +54,18 @@ class Run(Protocol):
     def command(self) -> str:
         """What was typed."""
 
+    @property
+    def cost(self) -> Cost:
+        """By what the cheapest of the tied is recommended."""
+
+    @property
+    def texts(self) -> Mapping[str, Mapping[str, HeldOutTexts]]:
+        """By data and split the texts that were predicted, where the run kept them."""
+
+    @property
+    def test_uses(self) -> Sequence[TestUse]:
+        """Each look at scores on the test texts, the first one first."""
+
 
 def write_report(run: Run, out: Path, figures: bool = True, comparison: Comparison | None = None) -> Path:
     """Writes `index.html`, `comparison.json` and `figures/*.{svg,png}` into `out` and returns the path of the page.
@@ -62,7 +76,7 @@ def write_report(run: Run, out: Path, figures: bool = True, comparison: Comparis
         figures: Whether the SVG and PNG files are written; the page has its figures either way.
         comparison: What is said of its trials; made of them where None.
     """
-    comparison = comparison or compare(run.trials)
+    comparison = comparison or compare(run.trials, cost=run.cost)
     page = build_page(run, comparison)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "comparison.json", comparison.to_json())
@@ -75,7 +89,7 @@ def write_report(run: Run, out: Path, figures: bool = True, comparison: Comparis
 
 def render(run: Run, comparison: Comparison | None = None) -> str:
     """Returns the page as HTML."""
-    return rendered("report.html.j2", build_page(run, comparison or compare(run.trials)))
+    return rendered("report.html.j2", build_page(run, comparison or compare(run.trials, cost=run.cost)))
 
 
 def rendered(template: str, page: object) -> str:

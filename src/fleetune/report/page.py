@@ -115,7 +115,7 @@ def build_page(run: Run, comparison: Comparison) -> Page:
         audits=[audit_view(audit, index) for index, audit in enumerate(run.audits, start=1)],
         last=last,
         notes=_notes(comparison),
-        environment=_flat(run.environment),
+        environment=flat_facts(run.environment),
         command=run.command,
         recipe=run.recipe_text,
     )
@@ -257,12 +257,13 @@ def _notes(comparison: Comparison) -> list[str]:
     return list(notes)
 
 
-def _flat(environment: Any, prefix: str = "") -> list[tuple[str, str]]:
+def flat_facts(environment: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Returns the facts of a table of tables as names and values in words, one after the other."""
     pairs: list[tuple[str, str]] = []
     for name, value in environment.items():
         label = f"{prefix}{name}".replace("_", " ")
         if isinstance(value, dict):
-            pairs += _flat(value, "" if name == "packages" else f"{label} ")
+            pairs += flat_facts(value, "" if name == "packages" else f"{label} ")
         else:
             pairs.append((label, words.setting(value)))
     return pairs
