@@ -8,9 +8,11 @@ import re
 import statistics
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from fleetune.bundle.manifest import Manifest, read_manifest
 from fleetune.compare.calibration import OF_PROBABILITIES, bundle_scores, temperature_of
