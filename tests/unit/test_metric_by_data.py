@@ -149,7 +149,7 @@ def test_rows_are_scored_ranked_and_judged_by_their_own_metric() -> None:
 def test_the_report_and_the_table_name_each_metric(capsys: pytest.CaptureFixture[str]) -> None:
     synthetic = run_on_two()
     page = build_page(synthetic, compare(synthetic.trials))
-    assert [section.overview.columns[0].title for section in page.sections] == ["Accuracy", "Log loss"]
+    assert [section.overview.columns[0] for section in page.sections] == ["Accuracy", "Log loss"]
     assert [section.quality[0].title for section in page.sections] == [
         "Accuracy by configuration", "Log loss by configuration",
     ]  # fmt: skip

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,17 +35,10 @@ kind = "ia3"
 """
 
 
-@dataclass(frozen=True)
-class KeptRun(SyntheticRun):
-    """A run that kept the texts it was scored on."""
-
-    texts: dict[str, dict[str, HeldOutTexts]] = field(default_factory=dict)
-
-
-def kept(run: SyntheticRun, name: str, first: str = "text 0", **changes: object) -> KeptRun:
+def kept(run: SyntheticRun, name: str, first: str = "text 0", **changes: Any) -> SyntheticRun:
     texts = [first, *(f"text {number}" for number in range(1, 300))]
-    fields = {key: getattr(run, key) for key in SyntheticRun.__dataclass_fields__} | {"name": name} | changes
-    return KeptRun(**fields, texts={"tweets": {"test": HeldOutTexts(texts, [""] * len(texts))}})
+    held_out = {"tweets": {"test": HeldOutTexts(texts, [""] * len(texts))}}
+    return replace(run, name=name, texts=held_out, **changes)
 
 
 def test_settings_have_full_names_and_methods_their_own() -> None:

@@ -106,7 +106,7 @@ def test_what_is_not_known_is_a_dash_and_trouble_is_named() -> None:
     assert [cell == "–" for cell in cells(as_markdown(alone))[1]] == [
         False,
         False,
-        True,
+        False,
         False,
         False,
         True,

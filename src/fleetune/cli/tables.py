@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 HELP_WIDTH = 100
+SHOWN_CLAIMS = 8
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -40,6 +41,10 @@ def print_comparison(comparison: Comparison) -> None:
     headings = ["configuration", score, "95 % interval", "seeds", "trainable", "time", "size", ""]
     print_table(headings, rows, right=(1, 3, 4, 5, 6))
     print_line(comparison.verdict.reason)
+    for claim in comparison.claims[:SHOWN_CLAIMS]:
+        print_line(f"- {claim.text}")
+    if len(comparison.claims) > SHOWN_CLAIMS:
+        print_line(f"- and {len(comparison.claims) - SHOWN_CLAIMS} more in the report")
 
 
 def print_check(result: Check) -> None:

@@ -74,6 +74,15 @@ class Comparison:
                 return row
         raise KeyError(name)
 
+    def tests_frame(self) -> pd.DataFrame:
+        """Returns the tests as a table, one line a pair."""
+        import pandas as pd
+
+        records = [test.to_json() for test in self.tests]
+        for record in records:
+            record["low"], record["high"] = record.pop("interval") or (None, None)
+        return pd.DataFrame.from_records(records)
+
     def to_json(self) -> dict[str, Any]:
         """Returns what `fleetune compare --json` prints."""
         return {
@@ -100,7 +109,11 @@ class Comparison:
                 | {key: _cell(value) for key, value in row.configuration.varying.items()}
                 | {"metric": row.metric}
                 | {"seeds": len(row.scores), "mean": row.mean, "low": low, "high": high, "spread": row.spread}
+                | {"interval_over": row.interval_over, "validation": row.validation, "standing": row.standing}
                 | {"trainable": row.trainable, "seconds": row.seconds, "peak_bytes": row.peak_bytes}
+                | {"operations": row.operations, "serving_operations": row.serving_operations}
+                | {"texts_per_second": row.texts_per_second}
+                | {"evaluation_texts_per_second": row.evaluation_texts_per_second}
                 | {"bundle_bytes": row.bundle_bytes, "tied_with_best": row.tied_with_best}
                 | {"degenerate": bool(row.degenerate), "failed": len(row.configuration.failed)}
             )
