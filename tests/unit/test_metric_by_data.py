@@ -154,7 +154,10 @@ def test_the_report_and_the_table_name_each_metric(capsys: pytest.CaptureFixture
         "Accuracy by configuration", "Log loss by configuration",
     ]  # fmt: skip
     curves = [figure for figure in page.figures if figure.key.startswith(("curve-accuracy", "curve-log-loss"))]
-    assert [figure.title for figure in curves] == ["Accuracy on validation · easy", "Log loss on validation · hard"]
+    assert [figure.title for figure in curves] == [
+        "Accuracy on validation by epoch · easy",
+        "Log loss on validation by epoch · hard",
+    ]
     assert all(len(figure.frame()["configuration"].unique()) == 2 for figure in curves)
     assert "Scored by each data set&#39;s own metric" in render(synthetic)
     print_comparison(compare(synthetic.trials))
