@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from fleetune.compare.budget import budgets, unequal
-from fleetune.compare.learning import under_trained
+from fleetune.compare.learning import loss_at_chance, under_trained
 from fleetune.compare.pair import PairTest
+from fleetune.compare.result import TrialResult
 from fleetune.compare.row import Row
 from fleetune.compare.titles import metric_title
 from fleetune.compare.verdict import listed
@@ -100,20 +101,31 @@ def _not_shown(tests: Sequence[PairTest], split: str, data: str) -> Iterator[Cla
 
 
 def _twins(rows: Sequence[Row], data: str) -> Iterator[Claim]:
-    """Yields rows whose every prediction is the same: a copied row, or a setting without effect."""
+    """Yields rows whose every output on some split is the same: a copied row, or a setting without effect."""
     for one, other in combinations([row for row in rows if row.scores and not row.is_baseline], 2):
-        seeds = [seed for seed in one.scores if seed in other.scores]
-        if seeds and all(_same_predictions(one, other, seed) for seed in seeds):
+        splits = _same_splits(one, other)
+        if splits:
             text = (
-                f"{one.name} and {other.name} gave the same outputs for every text with every seed: what differs "
-                "between them had no effect, or one result was copied. They are one result, not two."
+                f"{one.name} and {other.name} gave the same outputs for every text of {listed(splits)} with every "
+                "seed: what differs between them had no effect, or one result was copied. They are one result there, "
+                "not two."
             )
-            yield Claim(text, "configurations", {"seeds": len(seeds)}, data)
+            yield Claim(text, "configurations", {"splits": splits}, data)
 
 
-def _same_predictions(one: Row, other: Row, seed: int) -> bool:
-    a, b = (next(trial.predictions for trial in row.configuration.done if trial.seed == seed) for row in (one, other))
-    return a.keys() == b.keys() and all(np.array_equal(a[split][1], b[split][1], equal_nan=True) for split in a)
+def _same_splits(one: Row, other: Row) -> list[str]:
+    found: list[list[str]] = []
+    for seed in one.scores:
+        if seed in other.scores:
+            a, b = (next(trial for trial in row.configuration.done if trial.seed == seed) for row in (one, other))
+            found.append([split for split in a.predictions if _same_outputs(a, b, split)])
+    return [split for split in found[0] if all(split in of_seed for of_seed in found)] if found else []
+
+
+def _same_outputs(a: TrialResult, b: TrialResult, split: str) -> bool:
+    if split not in b.predictions or not len(a.predictions[split][0]):
+        return False
+    return np.array_equal(a.predictions[split][1], b.predictions[split][1], equal_nan=True)
 
 
 def _without_learning(rows: Sequence[Row], data: str) -> Iterator[Claim]:
@@ -138,11 +150,19 @@ def _failures(rows: Sequence[Row], data: str) -> Iterator[Claim]:
 
 
 def _under_trained(rows: Sequence[Row], data: str) -> Iterator[Claim]:
+    still: list[str] = []
     for row in rows:
-        reasons = [reason for trial in row.configuration.done if (reason := under_trained(trial))]
-        if reasons and 2 * len(reasons) > len(row.scores):
-            text = f"{row.name} was trained too little to be judged, with {len(reasons)} of {len(row.scores)} seeds: "
-            yield Claim(text + reasons[0], "training", {"trials": len(reasons)}, data)
+        trials = row.configuration.done
+        at_chance = [trial for trial in trials if loss_at_chance(trial)]
+        if 2 * len(at_chance) > len(trials):
+            reason = under_trained(at_chance[0]) or ""
+            text = f"{row.name} was trained too little to be judged, with {len(at_chance)} of {len(trials)} seeds: "
+            yield Claim(text + reason, "training", {"trials": len(at_chance)}, data)
+        elif 2 * sum(under_trained(trial) is not None for trial in trials) > len(trials):
+            still.append(row.name)
+    if still:
+        text = f"Still improving when training ended: {listed(still)}. With more epochs the order may be another."
+        yield Claim(text, "training", {"configurations": len(still)}, data)
 
 
 def _budgets(rows: Sequence[Row], data: str) -> Iterator[Claim]:
