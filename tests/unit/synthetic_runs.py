@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fleetune.compare.claims import Claim
-from fleetune.compare.held_out import TestUse
+from fleetune.compare.held_out import HeldOutTexts, TestUse
 from fleetune.compare.pair import PairTest
 from fleetune.compare.result import Predictions, TrialResult
 from fleetune.compare.summary import Comparison, compare
@@ -35,6 +35,7 @@ class SyntheticRun:
     environment: dict[str, Any] = field(default_factory=dict)
     command: str = "fleetune run recipe.toml"
     test_uses: list[TestUse] = field(default_factory=list)
+    texts: dict[str, dict[str, HeldOutTexts]] = field(default_factory=dict)
 
 
 def predictions(seed: int, texts: int, num_labels: int, quality: float, multi_label: bool) -> Predictions:
@@ -228,6 +229,12 @@ def with_tests(synthetic: SyntheticRun) -> Comparison:
         Claim("The methods had different numbers of settings.", "no-such-section"),
     )
     return replace(comparison, tests=tests, claims=claims, references={"tweets": best.name})
+
+
+def with_texts(synthetic: SyntheticRun, first: str = "text 0") -> SyntheticRun:
+    """The run with the test texts it was scored on."""
+    texts = [first, *(f"text {number}" for number in range(1, 300))]
+    return replace(synthetic, texts={"tweets": {"test": HeldOutTexts(texts, [""] * len(texts))}})
 
 
 def multi_label_run(seeds: int = 2) -> SyntheticRun:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fleetune.cli.entry import run_command_line
-from fleetune.compare.held_out import HeldOutTexts
 from fleetune.compare.summary import compare
 from fleetune.report.html import rendered
 from fleetune.report.side_by_side import TEMPLATE, build_side_by_side, differing, flat_recipe, write_side_by_side
-from tests.unit.synthetic_runs import SyntheticRun, multi_class_run, multi_label_run
+from tests.unit.synthetic_runs import SyntheticRun, multi_class_run, multi_label_run, with_texts
 
 RECIPE = """
 [data]
@@ -34,17 +33,8 @@ kind = "ia3"
 """
 
 
-@dataclass(frozen=True)
-class KeptRun(SyntheticRun):
-    """A run that kept the texts it was scored on."""
-
-    texts: dict[str, dict[str, HeldOutTexts]] = field(default_factory=dict)
-
-
-def kept(run: SyntheticRun, name: str, first: str = "text 0", **changes: object) -> KeptRun:
-    texts = [first, *(f"text {number}" for number in range(1, 300))]
-    fields = {key: getattr(run, key) for key in SyntheticRun.__dataclass_fields__} | {"name": name} | changes
-    return KeptRun(**fields, texts={"tweets": {"test": HeldOutTexts(texts, [""] * len(texts))}})
+def kept(run: SyntheticRun, name: str, first: str = "text 0") -> SyntheticRun:
+    return with_texts(replace(run, name=name), first)
 
 
 def test_settings_have_full_names_and_methods_their_own() -> None:
@@ -83,8 +73,12 @@ def test_scores_on_other_texts_are_never_in_one_figure() -> None:
 
 def test_the_page_shows_both_runs_and_where_they_differ(tmp_path: Path) -> None:
     run = multi_class_run()
-    other = kept(run, "<b>two</b>", recipe_text=run.recipe_text.replace("rank = 8", "rank = 4"),
-                 environment=run.environment | {"torch": "2.10.0"})  # fmt: skip
+    changed = replace(
+        run,
+        recipe_text=run.recipe_text.replace("rank = 8", "rank = 4"),
+        environment=run.environment | {"torch": "2.10.0"},
+    )
+    other = kept(changed, "<b>two</b>")
     path = write_side_by_side(kept(run, "one"), other, tmp_path / "deep" / "compare-two.html")
     text = path.read_text(encoding="utf-8")
     assert "<b>two" not in text and "&lt;b&gt;two&lt;/b&gt;" in text
