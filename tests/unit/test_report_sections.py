@@ -87,7 +87,7 @@ def test_a_band_has_the_mean_and_range_of_the_seeds_at_each_step() -> None:
 def test_the_table_has_every_cost_that_is_known_and_no_column_of_dashes() -> None:
     rows = compare(grid_run(seeds=2, evaluations=2).trials).ranked
     shown = overview(rows, None)
-    assert shown.columns[0] == "F1 (macro)" and shown.columns[-1] == "Operations to serve a text"
+    assert shown.columns[0] == "F1 (macro)" and shown.columns[-1] == "Operations per text served"
     line = dict(zip(shown.columns, shown.lines[0].cells, strict=True))
     first = rows[0].configuration.first
     assert line["Trained"].detail == f"{first.parameters['adapter']:,} + {first.parameters['head']:,}"
