@@ -84,7 +84,7 @@ def test_several_labels_from_a_recipe_to_a_classifier(write_recipe: WriteRecipe,
     from fleetune.compare.summary import compare
 
     page = build_page(results, compare(results.trials))
-    (section,) = page.sections
+    (section,) = (one.labels for one in page.sections)
     lead = [trial for trial in results.trials if trial.method == section.lead]
     for record in section.label_rows:
         place = NAMES.index(record["label"])

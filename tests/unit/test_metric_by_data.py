@@ -149,12 +149,13 @@ def test_rows_are_scored_ranked_and_judged_by_their_own_metric() -> None:
 def test_the_report_and_the_table_name_each_metric(capsys: pytest.CaptureFixture[str]) -> None:
     synthetic = run_on_two()
     page = build_page(synthetic, compare(synthetic.trials))
-    assert [section.columns[0] for section in page.sections] == ["Accuracy", "Log loss"]
+    assert [section.overview.columns[0] for section in page.sections] == ["Accuracy", "Log loss"]
     assert [section.quality[0].title for section in page.sections] == [
         "Accuracy by configuration", "Log loss by configuration",
     ]  # fmt: skip
-    assert [figure.key for figure in page.curves] == ["metric-by-step-accuracy", "metric-by-step-log-loss"]
-    assert all(len(figure.frame()["configuration"].unique()) == 2 for figure in page.curves)
+    curves = [figure for part in page.parts if part.key == "training" for figure in part.figures]
+    assert [figure.title.split(" on ")[0] for figure in curves] == ["Accuracy", "Loss", "Log loss", "Loss"]
+    assert all(len(figure.frame()["configuration"].unique()) == 2 for figure in curves)
     assert "Scored by each data set&#39;s own metric" in render(synthetic)
     print_comparison(compare(synthetic.trials))
     printed = capsys.readouterr().out
