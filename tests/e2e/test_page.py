@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fleetune.report.html import render
-from tests.unit.synthetic_runs import SyntheticRun, grid_run, multi_label_run, troubled_run, with_tests
+from fleetune.report.html import render, rendered
+from fleetune.report.side_by_side import TEMPLATE, build_side_by_side
+from tests.unit.synthetic_runs import (
+    SyntheticRun,
+    grid_run,
+    multi_class_run,
+    multi_label_run,
+    troubled_run,
+    with_tests,
+    with_texts,
+)
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WIDTHS = (360, 768, 1440)
 SERIOUS = ("serious", "critical")
 
 
-def few_seeds() -> SyntheticRun:
-    return grid_run(seeds=2, evaluations=4)
+def page_of(synthetic: SyntheticRun) -> str:
+    return render(synthetic, with_tests(synthetic))
 
 
-RUNS = {"grid": few_seeds, "emotions": multi_label_run, "troubled": troubled_run}
+TWO_RUNS = (with_texts(multi_class_run(seeds=2)), with_texts(replace(multi_class_run(seeds=3), name="again")))
+PAGES: dict[str, Callable[[], str]] = {
+    "grid": lambda: page_of(grid_run(seeds=2, evaluations=4)),
+    "emotions": lambda: page_of(multi_label_run()),
+    "troubled": lambda: page_of(troubled_run()),
+    "two-runs": lambda: rendered(TEMPLATE, build_side_by_side(*TWO_RUNS)),
+}
 
 
 @dataclass
@@ -50,14 +65,13 @@ def browser() -> Iterator[Any]:
         launched.close()
 
 
-@pytest.fixture(scope="module", params=RUNS)
+@pytest.fixture(scope="module", params=PAGES)
 def watched(
     request: pytest.FixtureRequest, browser: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Watched]:
     """Each run's page, drawn on a telephone's width first and shared by the tests that leave it as it is."""
-    synthetic = RUNS[request.param]()
     path = tmp_path_factory.mktemp("pages") / f"{request.param}.html"
-    path.write_text(render(synthetic, with_tests(synthetic)), encoding="utf-8")
+    path.write_text(PAGES[request.param](), encoding="utf-8")
     shown = opened(browser, path)
     yield shown
     shown.page.close()
@@ -66,9 +80,8 @@ def watched(
 @pytest.fixture(scope="module")
 def grid(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The page of twelve configurations for the tests that use it as a reader does."""
-    synthetic = few_seeds()
     path = tmp_path_factory.mktemp("grid") / "grid.html"
-    path.write_text(render(synthetic, with_tests(synthetic)), encoding="utf-8")
+    path.write_text(PAGES["grid"](), encoding="utf-8")
     page = opened(browser, path, width=1440).page
     yield page
     page.close()
@@ -102,7 +115,9 @@ SORTED_BY = "(n) => [...document.querySelectorAll('.overview tbody')].map(b => b
 
 def test_the_page_draws_every_figure_without_complaint_and_asks_for_nothing(watched: Watched) -> None:
     charts = watched.page.locator(".chart").count()
-    assert charts >= 8 and watched.page.locator(".chart svg").count() == charts
+    assert (
+        charts >= (1 if watched.path.stem == "two-runs" else 8) and watched.page.locator(".chart svg").count() == charts
+    )
     assert watched.complaints == []
     assert watched.requests == [watched.path.as_uri()]
 

@@ -90,7 +90,7 @@ def emotions(texts: int, loss: float, f1_micro: float, exact: float, seed: int) 
     # As many missed as invented: F1 micro is then the share of positives that are found.
     for value, wanted in ((1, missed), (0, missed)):
         places = [(text, label) for text in wrong_texts for label in np.flatnonzero(labels[text] == value)]
-        first = {}
+        first: dict[int, tuple[int, int]] = {}
         for place in places:
             first.setdefault(place[0], place)
         ordered = list(first.values()) if value == 0 else []

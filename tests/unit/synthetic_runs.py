@@ -233,6 +233,12 @@ def with_tests(synthetic: SyntheticRun) -> Comparison:
     return replace(comparison, tests=tests, claims=claims, references={"tweets": best.name})
 
 
+def with_texts(synthetic: SyntheticRun, first: str = "text 0") -> SyntheticRun:
+    """The run with the test texts it was scored on."""
+    texts = [first, *(f"text {number}" for number in range(1, 300))]
+    return replace(synthetic, texts={"tweets": {"test": HeldOutTexts(texts, [""] * len(texts))}})
+
+
 def multi_label_run(seeds: int = 2) -> SyntheticRun:
     names = ["admiration", "anger", "curiosity", "joy", "sadness"]
     kinds = ("lora", "ia3", "bitfit", "head")

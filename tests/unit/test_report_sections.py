@@ -21,7 +21,7 @@ from fleetune.report.figures.calibration import reliability_panels
 from fleetune.report.figures.cost import TRAINABLE, pareto_front, quality_against_cost
 from fleetune.report.figures.curves import banded
 from fleetune.report.figures.growth import data_curve_figure, expected_best_figure
-from fleetune.report.figures.sweeps import numeric_axes, sweep_panels, sweep_table
+from fleetune.report.figures.sweeps import numeric_axes, scores_by_split, sweep_panels, sweep_table
 from fleetune.report.html import render, rendered
 from fleetune.report.overview import overview, pairs_table
 from fleetune.report.page import build_page
@@ -58,7 +58,7 @@ def test_rows_of_no_cost_have_no_place_on_the_axis() -> None:
 def test_a_sweep_has_each_setting_with_its_seeds_on_both_splits() -> None:
     rows = [row for row in compare(grid_run(seeds=2, evaluations=2).trials).ranked if row.name.startswith("lora")]
     assert numeric_axes(rows) == ["learning_rate", "rank"]
-    table = sweep_table(rows, "learning_rate")
+    table = sweep_table(rows, "learning_rate", scores_by_split(rows))
     assert len(table) == 6 * 2 * 2
     for row in rows:
         found = table[(table["configuration"] == row.name) & (table["split"] == "test")]
@@ -87,7 +87,7 @@ def test_a_band_has_the_mean_and_range_of_the_seeds_at_each_step() -> None:
 def test_the_table_has_every_cost_that_is_known_and_no_column_of_dashes() -> None:
     rows = compare(grid_run(seeds=2, evaluations=2).trials).ranked
     shown = overview(rows, None)
-    assert shown.columns[0] == "F1 (macro)" and shown.columns[-1] == "Operations to serve a text"
+    assert shown.columns[0] == "F1 (macro)" and shown.columns[-1] == "Operations per text served"
     line = dict(zip(shown.columns, shown.lines[0].cells, strict=True))
     first = rows[0].configuration.first
     assert line["Trained"].detail == f"{first.parameters['adapter']:,} + {first.parameters['head']:,}"

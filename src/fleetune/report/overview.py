@@ -146,7 +146,7 @@ COSTS = (
     Cost("Operations", _mean("operations"), words.operations),
     Cost("Texts/s in training", _mean("texts_per_second"), words.integer),
     Cost("Texts/s in evaluation", _mean("evaluation_texts_per_second"), words.integer),
-    Cost("Operations to serve a text", _mean("serving_operations"), words.operations),
+    Cost("Operations per text served", _mean("serving_operations"), words.operations),
 )
 
 

@@ -25,13 +25,13 @@ from fleetune.report.figure import SERIES, Figure, domain, listed, score_ceiling
 from fleetune.report.html import Run, rendered
 from fleetune.report.overview import Overview, overview
 from fleetune.report.page import flat_facts
-from fleetune.report.table import TableView, table_view
+from fleetune.report.table import Column, TableView, table_view
 
 if TYPE_CHECKING:
     from fleetune.report.figure import Picture
 
 TEMPLATE = "side_by_side.html.j2"
-ROW_STEP = 30
+ROW_STEP = 42
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def build_side_by_side(a: Run, b: Run) -> SideBySide:
     """Returns the page of two runs."""
     runs = (a, b)
     names = (a.name, b.name) if a.name != b.name else (f"{a.name} (first)", f"{b.name} (second)")
-    comparisons = [compare(run.trials) for run in runs]
+    comparisons = [compare(run.trials, cost=run.cost) for run in runs]
     notes, scores = _common_texts(runs, comparisons, names)
     recipes, machines = ([_recipe(run) for run in runs], [dict(flat_facts(run.environment)) for run in runs])
     return SideBySide(
@@ -151,8 +151,9 @@ def _by_data(comparison: Comparison) -> dict[str, list[Row]]:
 
 def _difference_table(key: str, title: str, both: Sequence[Mapping[str, str]], names: Sequence[str]) -> TableView:
     found = differing(*both)
-    frame = pd.DataFrame.from_records(found, columns=["", *names])
-    return table_view(key, title, "" if found else "Nowhere.", frame.rename(columns={"": "what"}))
+    frame = pd.DataFrame.from_records(found, columns=["what", *names])
+    columns = {"what": Column(""), **{name: Column(name) for name in names}}
+    return table_view(key, title, "" if found else "Nowhere.", frame, columns)
 
 
 def _common_texts(

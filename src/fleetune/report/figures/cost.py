@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fleetune.report.figure import Picture
 
 AIR, LEAST_AIR = 0.12, 1.15  # how far the axis goes on beyond the cheapest and the dearest
-NAME_HEIGHT, POINT_HEIGHT, LETTER_WIDTH = 0.045, 0.033, 0.011  # shares of a drawing of 720 by 340 pixels
+NAME_HEIGHT, POINT_HEIGHT, RAISED, LETTER_WIDTH = 0.045, 0.033, 0.06, 0.011  # shares of a drawing of 720 by 340 pixels
 NARROW = 480
 
 
@@ -170,7 +170,7 @@ def _labels(table: pd.DataFrame, ends: list[float], x: alt.X, y: alt.Y, cost: Co
     sides: list[tuple[str, Literal["left", "right"], int, int]] = [
         ("right", "left", 10, 0),
         ("left", "right", -10, 0),
-        ("above", "left", 0, -15),
+        ("above", "left", 0, -20),
     ]
     return [
         alt.Chart(sided[sided["side"] == side])
@@ -201,7 +201,7 @@ def _sides(table: pd.DataFrame, ends: list[float], cost: CostAxis) -> list[str]:
         places = {
             "right": (x + gap, x + gap + width, y),
             "left": (x - gap - width, x - gap, y),
-            "above": (x, x + width, y + NAME_HEIGHT),
+            "above": (x, x + width, y + RAISED),
         }
         # Up and to the left of the front nothing stands, and the line that joins it comes from below.
         order = ("left", "right") if x > 0.5 or table["on_front"].iloc[index] else ("right", "left")

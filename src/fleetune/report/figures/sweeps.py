@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from fleetune.compare.configuration import ABSENT, all_settings
@@ -40,11 +41,12 @@ def sweep_panels(rows: Sequence[Row], key: str) -> list[Panels]:
             entries.setdefault((first.backbone, first.entry or first.kind), []).append(row)
     several = len({backbone for backbone, _ in entries}) > 1
     named = [(f"{entry} · {backbone}" if several else entry, members) for (backbone, entry), members in entries.items()]
-    found = [
-        _panels(members, axis, name, words.key(key, name, axis))
-        for name, members in named
-        for axis in numeric_axes(members)
-    ]
+    found = []
+    for number, (name, members) in enumerate(named, start=1):
+        axes = numeric_axes(members)
+        scores = scores_by_split(members) if axes else pd.DataFrame()
+        found += [_panels(sweep_table(members, axis, scores), members[0].metric, axis, name,
+                          words.key(key, str(number), name, axis)) for axis in axes]  # fmt: skip
     return [panels for panels in found if panels.figures]
 
 
@@ -53,32 +55,37 @@ def numeric_axes(rows: Sequence[Row]) -> list[str]:
     return [name for name, values in _varying(rows).items() if len(values) > 1 and all(map(_is_number, values))]
 
 
-def sweep_table(rows: Sequence[Row], axis: str) -> pd.DataFrame:
-    """Returns one row a configuration, seed and split: the axis's value, what else varies, and the score."""
+def scores_by_split(rows: Sequence[Row]) -> pd.DataFrame:
+    """Returns one row a configuration, seed and split with its score, where it has one."""
+    records = [
+        {"configuration": row.name, "split": split, "seed": trial.seed}
+        | {"score": trial.scores(split).get(row.metric, math.nan)}
+        for row in rows
+        for trial in row.configuration.done
+        for split in SPLITS
+        if len(trial.predictions.get(split, ((), ()))[0])
+    ]
+    table = pd.DataFrame.from_records(records, columns=["configuration", "split", "seed", "score"])
+    return table[np.isfinite(table["score"].astype(float))]
+
+
+def sweep_table(rows: Sequence[Row], axis: str, scores: pd.DataFrame) -> pd.DataFrame:
+    """Returns `scores` of the rows that have the setting, with its value and what else varies in words."""
     others = [name for name in _varying(rows) if name != axis]
     records = []
     for row in rows:
         settings = all_settings(row.configuration.first)
         rest = ", ".join(f"{name} {words.setting(settings[name])}" for name in others if name in settings)
-        for trial in row.configuration.done:
-            for split in SPLITS:
-                if axis in settings and len(trial.predictions.get(split, ((), ()))[0]):
-                    score = trial.scores(split).get(row.metric, math.nan)
-                    if math.isfinite(score):
-                        records.append(
-                            {"configuration": row.name, "others": rest, axis: settings[axis]}
-                            | {"split": split, "seed": trial.seed, "score": score}
-                        )
-    return pd.DataFrame.from_records(records)
+        if axis in settings:
+            records.append({"configuration": row.name, "others": rest, axis: settings[axis]})
+    return pd.DataFrame.from_records(records).merge(scores, on="configuration")
 
 
-def _panels(rows: Sequence[Row], axis: str, name: str, key: str) -> Panels:
-    table = sweep_table(rows, axis)
-    metric = rows[0].metric
-    ends = domain([float(score) for score in table["score"]] if len(table) else [], ceiling=score_ceiling(metric))
+def _panels(table: pd.DataFrame, metric: str, axis: str, name: str, key: str) -> Panels:
+    ends = domain([float(score) for score in table["score"]], ceiling=score_ceiling(metric))
     figures = []
     for split in SPLITS:
-        part = table[table["split"] == split].sort_values(["others", axis]) if len(table) else table
+        part = table[table["split"] == split].sort_values(["others", axis])
         if len(part):
             figures.append(
                 Figure(
