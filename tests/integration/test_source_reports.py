@@ -92,7 +92,7 @@ def emotions(texts: int, loss: float, f1_micro: float, exact: float, seed: int) 
         places = [(text, label) for text in wrong_texts for label in np.flatnonzero(labels[text] == value)]
         first: dict[int, tuple[int, int]] = {}
         for place in places:
-            first.setdefault(place[0], place)
+            first.setdefault(int(place[0]), (int(place[0]), int(place[1])))
         ordered = list(first.values()) if value == 0 else []
         rest = [place for place in places if place not in set(ordered)]
         picked = ordered + [rest[index] for index in rng.permutation(len(rest))]
