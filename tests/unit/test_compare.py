@@ -141,6 +141,15 @@ def test_two_seeds_suffice_to_set_a_far_worse_configuration_apart() -> None:
     assert result.verdict.recommended == "bitfit"
 
 
+def test_what_never_comes_near_the_best_is_not_recommended_however_wide_the_intervals() -> None:
+    result = comparison_of({"ia3": [0.79, 0.80], "full": [0.63, 0.82], "lora": [0.58, 0.72], "head": [0.60, 0.61]})
+    assert {row.name: row.standing for row in result.rows} == {
+        "ia3": "chosen", "full": "tied", "lora": "outpaced", "head": "outpaced",
+    }  # fmt: skip
+    assert result.verdict.recommended == "ia3"
+    assert "Cheaper, but below every seed of ia3: head; more seeds would tell" in result.verdict.reason
+
+
 def test_what_never_differs_is_tied_and_is_called_one_result() -> None:
     result = comparison_of({"lora": [0.9, 0.9], "bitfit": [0.9, 0.9], "head": [0.6, 0.6]})
     assert [row.tied_with_best for row in result.rows] == [True, True, False]

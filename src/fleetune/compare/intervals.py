@@ -122,6 +122,13 @@ def score_interval(mean: float, known: Uncertainty, metric: str, texts: int) -> 
     return max(low, LOWER_BOUND.get(metric, 0.0)), min(high, ceiling)
 
 
+def difference_interval(difference: float, known: Uncertainty, metric: str) -> Interval:
+    """Returns the 95 % interval of a difference of two scores, within what the metric's range allows."""
+    low, high = known.interval(difference)
+    widest = math.inf if metric in UNBOUNDED_ABOVE else 1.0 - LOWER_BOUND.get(metric, 0.0)
+    return max(low, -widest), min(high, widest)
+
+
 def _wilson(share: float, known: Uncertainty, texts: int) -> Interval:
     variance = known.seeds + known.texts
     effective = share * (1.0 - share) / variance if variance > ROUNDING**2 else float(texts)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fleetune.compare.intervals import Interval, Uncertainty, uncertainty
+from fleetune.compare.intervals import Interval, Uncertainty, difference_interval, uncertainty
 from fleetune.compare.row import Row, scored_trials
 from fleetune.compare.tests import SIGNIFICANT, holm, mcnemar, seeds_needed, sign_flip
 
@@ -129,7 +129,7 @@ def _tested(a: Row, b: Row, split: str) -> PairTest:
         a.metric,
         0 if without_seeds else len(found.by_seed),
         mean,
-        found.known.interval(mean),
+        difference_interval(mean, found.known, a.metric),
         p_seeds,
         _p_texts(a, b, split),
         max(known) if known else None,

@@ -18,7 +18,7 @@ from fleetune.methods import is_baseline
 
 Draws = Mapping[str, NDArray[np.float64]]
 """By trial id, its metric on each draw of texts `(draws,)`."""
-Standing = Literal["chosen", "tied", "behind", "ahead", "not comparable"]
+Standing = Literal["chosen", "tied", "outpaced", "behind", "ahead", "not comparable"]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,10 @@ A row is set apart where the difference to the chosen one lies outside what seed
 together: Bonferroni's simultaneous intervals. Two or three seeds say next to nothing of one configuration's spread;
 so the spread over seeds is pooled over configurations, as in a one-way analysis of variance. It is a reading that
 assumes like spreads, and decides who may be recommended. What is called significant needs more (`pair.py`).
+
+Where seeds are few and wild, intervals reach everywhere and would tie all. So a row is no candidate either if its best
+seed does not come up to the worst seed of the chosen row, by more than the texts explain. "Outpaced" is no claim, only
+a reason not to ship it unseen.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fleetune.compare.intervals import CONFIDENCE, ROUNDING
+from fleetune.compare.intervals import CONFIDENCE, ROUNDING, Interval
 from fleetune.compare.pair import difference_of
 from fleetune.compare.row import Row, Standing
 from fleetune.metrics import MINIMISED
@@ -64,7 +68,17 @@ def _standing(row: Row, chosen: Row | None, spread: SeedSpread | None, tests: in
     spread = spread or SeedSpread(0.0, 0)
     seeds = sum(0.0 if one.is_baseline else 1.0 / len(one.scores) for one in (row, chosen))
     known = replace(found.known, seeds=spread.variance * seeds, seeds_degrees=spread.degrees)
-    low, high = known.interval(chosen.mean - row.mean, (1.0 - CONFIDENCE) / tests)
-    if low <= ROUNDING and high >= -ROUNDING:
-        return "tied"
-    return "behind" if (low > 0) != (row.metric in MINIMISED) else "ahead"
+    difference, tail = chosen.mean - row.mean, (1.0 - CONFIDENCE) / tests
+    if _reaches_zero(known.interval(difference, tail)):
+        of_texts = replace(known, seeds=0.0).interval(difference, tail)
+        return "tied" if _reaches_zero(of_texts) or not _is_below_every_seed(row, chosen) else "outpaced"
+    return "behind" if (difference > 0) != (row.metric in MINIMISED) else "ahead"
+
+
+def _reaches_zero(interval: Interval) -> bool:
+    return interval[0] <= ROUNDING and interval[1] >= -ROUNDING
+
+
+def _is_below_every_seed(row: Row, chosen: Row) -> bool:
+    own, others = row.scores.values(), chosen.scores.values()
+    return min(own) > max(others) if row.metric in MINIMISED else max(own) < min(others)

@@ -81,6 +81,7 @@ def verdict_on(rows: Sequence[Row], tests: Sequence[PairTest], split: str, cost:
     sentences = [
         _lead(recommended, chosen, tied, split, cost),
         _demonstrated(chosen, tests, winner),
+        *_outpaced(trained, chosen, recommended, cost),
         *_left_out(tied, sound, recommended, cost),
         *_remarks(rows, chosen),
     ]
@@ -124,7 +125,7 @@ def _favours(test: PairTest, row: Row) -> bool:
 def _lead(recommended: Row, chosen: Row, tied: Sequence[Row], split: str, cost: Cost) -> str:
     score = f"{metric_title(chosen.metric)} {chosen.mean:.3f} on {split}"
     if len(tied) == 1:
-        return f"Ship {chosen.name}: validation chooses it, and on {split} no other is near it ({score})."
+        return f"Ship {chosen.name}: validation chooses it, and on {split} nothing cheaper comes up to it ({score})."
     group = f"the {len(tied)} configurations that seeds and texts do not tell"
     if recommended is chosen:
         return f"Ship {chosen.name}: validation chooses it ({score}), and it {COST_WORDS[cost]} of {group} apart."
@@ -153,6 +154,15 @@ def _demonstrated(chosen: Row, tests: Sequence[PairTest], winner: str | None) ->
     if shown:
         return f"{said}: {chosen.name} is significantly better than {len(shown)} of {len(tests)} others only."
     return f"{said}: no difference is significant after Holm's correction over {len(tests)} comparisons."
+
+
+def _outpaced(rows: Sequence[Row], chosen: Row, recommended: Row, cost: Cost) -> list[str]:
+    names = [
+        row.name for row in rows if row.standing == "outpaced" and costs_of(row, cost) < costs_of(recommended, cost)
+    ]
+    if not names:
+        return []
+    return [f"Cheaper, but below every seed of {chosen.name}: {listed(names)}; more seeds would tell."]
 
 
 def _left_out(tied: Sequence[Row], sound: Sequence[Row], recommended: Row, cost: Cost) -> list[str]:
