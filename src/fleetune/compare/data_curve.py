@@ -9,12 +9,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fleetune.compare.configuration import Configuration, group
-from fleetune.compare.intervals import CONFIDENCE
+from fleetune.compare.intervals import CONFIDENCE, difference_interval
 from fleetune.compare.pair import difference_of
 from fleetune.compare.resampling import draws_by_trial
 from fleetune.compare.result import TrialResult
 from fleetune.compare.row import Draws, Row, scored_trials, summed_up
 from fleetune.compare.titles import metric_title
+from fleetune.methods import is_floor
 from fleetune.metrics import MINIMISED
 
 if TYPE_CHECKING:
@@ -79,18 +80,20 @@ def data_curve(results: Sequence[TrialResult], split: str, metric: str | None = 
     return [point for points in curves if len(points) > 1 for point in points]
 
 
-def more_labels_help(points: Sequence[CurvePoint]) -> str | None:
-    """Returns a sentence a configuration on whether its last step to more texts still helped; None without any step.
+def more_labels_help(points: Sequence[CurvePoint]) -> list[str]:
+    """Returns a sentence a configuration on whether its last step to more texts still helped.
 
     The gain of the last step is paired by seed and text. Its interval is wide enough to hold for all the
-    configurations of `points` at once (Bonferroni), and must lie above 0 before more labels are said to help.
+    configurations of `points` at once (Bonferroni), and must lie above 0 before more labels are said to help. Of what
+    learns nothing by design nothing is said.
     """
     curves: dict[tuple[str, str], list[CurvePoint]] = {}
     for point in points:
-        curves.setdefault((point.data, point.name), []).append(point)
+        if point.row is None or not is_floor(point.row.configuration.first.kind):
+            curves.setdefault((point.data, point.name), []).append(point)
     steps = [(curve[-2], curve[-1]) for curve in (_by_share(one) for one in curves.values()) if len(curve) > 1]
     several_data = len({data for data, _ in curves}) > 1
-    return " ".join(_sentence(before, after, len(steps), several_data) for before, after in steps) or None
+    return [_sentence(before, after, len(steps), several_data) for before, after in steps]
 
 
 def frame(points: Sequence[CurvePoint]) -> pd.DataFrame:
@@ -141,15 +144,18 @@ def _sentence(before: CurvePoint, after: CurvePoint, curves: int, several_data: 
     name = f"{after.name} on {after.data}" if several_data else after.name
     step = f"from {_amount(before)} to {_amount(after)} of the training texts"
     found = difference_of(after.row, before.row) if after.row and before.row else None
-    if found is None or len(found.by_seed) < FEWEST_SEEDS:
+    needed = 1 if after.row is not None and after.row.is_baseline else FEWEST_SEEDS
+    if found is None or len(found.by_seed) < needed:
         return f"{name}: fewer than {FEWEST_SEEDS} seeds at both sizes do not show whether more labels help ({step})."
     sign = -1.0 if after.metric in MINIMISED else 1.0
     gain = statistics.fmean(found.by_seed)
-    low, high = sorted(sign * end for end in found.known.interval(gain, (1.0 - CONFIDENCE) / curves))
+    ends = difference_interval(gain, found.known, after.metric, (1.0 - CONFIDENCE) / curves)
+    low, high = sorted(sign * end for end in ends)
+    over = "the texts" if needed == 1 else f"{len(found.by_seed)} seeds and the texts"
     together = f", holding for all {curves} configurations together" if curves > 1 else ""
     numbers = (
         f"the last step, {step}, improved {metric_title(after.metric)} by {sign * gain:.3f} (95 % interval "
-        f"{low:.3f} to {high:.3f} over {len(found.by_seed)} seeds and the texts{together})"
+        f"{low:.3f} to {high:.3f} over {over}{together})"
     )
     if low > 0.0:
         return f"{name}: yes, it was still gaining from more labels: {numbers}."

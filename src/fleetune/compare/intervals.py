@@ -122,9 +122,9 @@ def score_interval(mean: float, known: Uncertainty, metric: str, texts: int) -> 
     return max(low, LOWER_BOUND.get(metric, 0.0)), min(high, ceiling)
 
 
-def difference_interval(difference: float, known: Uncertainty, metric: str) -> Interval:
-    """Returns the 95 % interval of a difference of two scores, within what the metric's range allows."""
-    low, high = known.interval(difference)
+def difference_interval(difference: float, known: Uncertainty, metric: str, tail: float = 1.0 - CONFIDENCE) -> Interval:
+    """Returns the interval of a difference of two scores, within what the metric's range allows."""
+    low, high = known.interval(difference, tail)
     widest = math.inf if metric in UNBOUNDED_ABOVE else 1.0 - LOWER_BOUND.get(metric, 0.0)
     return max(low, -widest), min(high, widest)
 

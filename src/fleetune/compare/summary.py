@@ -157,8 +157,8 @@ def compare(
 
 
 def _curve_claims(results: Sequence[TrialResult], split: str, metric: str | None) -> list[Claim]:
-    sentence = more_labels_help(data_curve(results, split, metric))
-    return [Claim(sentence, "data-curve")] if sentence else []
+    points = data_curve(results, split, metric)
+    return [Claim(f"More labels: {sentence}", "data-curve") for sentence in more_labels_help(points)]
 
 
 @dataclass(frozen=True)

@@ -96,8 +96,7 @@ def _data_curve(run: Run, comparison: Comparison) -> Part | None:
     for point in points:
         by_data.setdefault(point.data, []).append(point)
     tables = {name: (members[0].metric, data_curve.frame(members)) for name, members in by_data.items()}
-    sentence = data_curve.more_labels_help(points)
-    return data_curve_part(tables, [sentence] if sentence else [])
+    return data_curve_part(tables, data_curve.more_labels_help(points))
 
 
 def _calibration(scored: Mapping[str, Sequence[Row]], split: str) -> Part | None:
