@@ -14,6 +14,7 @@ from scipy import stats
 from scipy.integrate import quad
 
 from fleetune.compare.intervals import Uncertainty
+from fleetune.compare.pair import difference_of
 from fleetune.compare.summary import Comparison, compare
 from fleetune.compare.tests import sign_flip
 from tests.crossed import World
@@ -64,6 +65,7 @@ def check_false_claims(world: World, times: int) -> None:
 
 def check_coverage(world: World, times: int) -> None:
     covered, pairs, rows = 0, 0, 0
+    missed, claimed = [], []
     for one in comparisons(world, times):
         truth = {row.name: world.accuracy(place) for place, row in enumerate(one.rows)}
         for row in one.rows:
@@ -73,8 +75,14 @@ def check_coverage(world: World, times: int) -> None:
             assert test.interval is not None
             covered += test.interval[0] <= truth[test.a] - truth[test.b] <= test.interval[1]
             pairs += 1
+            found = difference_of(one.row(test.a), one.row(test.b))
+            assert found is not None
+            missed.append(test.difference - (truth[test.a] - truth[test.b]))
+            claimed.append(found.known.deviation)
+    # A width that is wrong by a quarter shows here long before it shows in how often the truth is covered.
+    assert np.sqrt(np.mean(np.square(claimed)) / np.mean(np.square(missed))) == pytest.approx(1.0, abs=0.2)
     # Rows and pairs of one matrix hang together, so that the error is that of `times`, not of their number.
-    error = simulation_error(0.95, times)
+    error = 2.4 * math.sqrt(0.95 * 0.05 / times)
     highest = 0.97 if world.seeds > 3 else 0.98
     assert 0.93 - error <= rows / (times * len(world.shifts)) <= highest + error
     assert 0.93 - error <= covered / pairs <= highest + error

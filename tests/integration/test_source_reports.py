@@ -20,8 +20,11 @@ from tests.unit.synthetic_runs import run, trial
 
 SENTIMENT = ["negative", "positive"]
 EMOTIONS = [f"emotion {number}" for number in range(11)]
-SUPERIOR = r"(better|best|highest|lowest|higher|lower|superior)"
-CROWNING = re.compile(rf"\b(is|are|has|have) (the )?{SUPERIOR}\b|\bbetter than\b|demonstrated winner|outperforms")
+SUPERIOR = r"(a better|better|best|highest|lowest|higher|lower|superior)"
+CROWNING = re.compile(
+    rf"\b(is|are|has|have) (the )?{SUPERIOR}\b|\bbetter than\b|demonstrated winner|scores (higher|lower)"
+    r"|outperforms|comes? up to"
+)
 
 # R1: DistilBERT, IMDB, 32 validation texts: validation loss and accuracy by epoch, training loss at the end.
 R1 = {
@@ -159,9 +162,29 @@ def test_r2_bitfit_at_a_tiny_learning_rate_is_under_trained_and_no_worse_method(
     assert "loss at chance" in slow.degenerate[42]
     assert not any("bitfit lr=1e-5" in (test.a, test.b) for test in comparison.tests)
     sentences = said(comparison)
-    assert any("bitfit lr=1e-5 was trained too little to be judged" in sentence for sentence in sentences)
+    assert any("bitfit lr=1e-5 cannot be judged by these scores" in sentence for sentence in sentences)
     assert not any("better than" in sentence for sentence in sentences)
     assert "one seed" in comparison.verdict.reason and comparison.verdict.recommended is None
+
+
+def test_r2_with_six_seeds_a_tiny_learning_rate_is_still_no_worse_method():
+    def one(name: str, kind: str, seed: int, rate: float, loss: float, right: int) -> TrialResult:
+        history = [{"step": 100 * n, "epoch": float(n), "metrics": {"loss": loss}, "best": n == 5} for n in range(1, 6)]
+        settings: dict[str, Any] = {"loss": "cross_entropy", "class_weights": "none", "learning_rate": rate}
+        scores = {split: binary(872, right + 3 * seed, loss) for split in ("validation", "test")}
+        return trial(kind, seed, SENTIMENT, method=name, id=f"{name} {seed}", metric="accuracy", entry=kind,
+                     history=history, predictions=scores, losses=[(n, loss) for n in range(1, 501)],
+                     training=settings)  # fmt: skip
+
+    trials = [one("lora", "lora", seed, 5e-4, 0.25, 800) for seed in range(6)]
+    trials += [one("bitfit lr=5e-4", "bitfit", seed, 5e-4, 0.28, 700) for seed in range(6)]
+    trials += [one("bitfit lr=1e-5", "bitfit", seed, 1e-5, 0.690, 600) for seed in range(6)]
+    comparison = compare(trials)
+    assert [(test.a, test.b) for test in comparison.tests] == [("lora", "bitfit lr=5e-4")]
+    sentences = said(comparison)
+    assert any("lora is better than bitfit lr=5e-4" in sentence for sentence in sentences)
+    assert not any("better than bitfit lr=1e-5" in sentence for sentence in sentences)
+    assert any("bitfit lr=1e-5 cannot be judged by these scores" in sentence for sentence in sentences)
 
 
 def test_r3_one_trial_is_no_comparison():

@@ -359,10 +359,10 @@ def test_a_baseline_that_lies_behind_is_not_mentioned():
 def test_where_a_baseline_is_best_nothing_is_recommended():
     found = comparison(LORA, {"tfidf": 0.99})
     assert found.verdict.recommended is None
-    assert "No fine-tune comes up to the baseline tfidf" in found.verdict.reason
+    assert "lora, which validation chooses, does not come up to the baseline tfidf" in found.verdict.reason
     alone = comparison({}, {"tfidf": 0.9, "zero_shot": 0.7})
     assert alone.verdict.recommended is None and "Nothing that was trained" in alone.verdict.reason
-    assert [row.tied_with_best for row in alone.rows] == [True, False]
+    assert [row.standing for row in alone.rows] == ["not comparable", "not comparable"] and alone.tests == ()
 
 
 def test_a_slightly_better_baseline_is_said_to_be_better():

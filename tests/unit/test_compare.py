@@ -72,7 +72,7 @@ def test_few_seeds_crown_nobody_even_where_one_is_far_ahead() -> None:
     assert result.verdict.winner is None
     assert result.verdict.recommended == "lora"
     assert not result.row("head").tied_with_best
-    assert "No winner is demonstrated: among one comparison, 3 seeds cannot be significant" in result.verdict.reason
+    assert "No winner is demonstrated: in one comparison, 3 seeds cannot be significant" in result.verdict.reason
     assert "set seeds = 6" in result.verdict.reason
     [test] = result.tests
     assert not test.is_significant and test.p == pytest.approx(0.25) and test.seeds_needed == 6

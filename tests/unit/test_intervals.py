@@ -19,12 +19,14 @@ def drawn(scores: np.ndarray) -> np.ndarray:
 
 
 def known_of(scores: np.ndarray) -> Uncertainty:
-    return uncertainty(scores.mean(axis=1).tolist(), drawn(scores), scores.shape[1])
+    known = uncertainty(scores.mean(axis=1).tolist(), drawn(scores), scores.shape[1])
+    assert known is not None
+    return known
 
 
 def test_a_validation_set_of_32_texts_leaves_17_points_on_either_side():
     right = np.array([[1.0] * 19 + [0.0] * 13])
-    low, high = score_interval(19 / 32, known_of(right), "accuracy", 32)
+    low, high = score_interval(19 / 32, known_of(right), "accuracy", 32) or (0.0, 0.0)
     assert (high - low) / 2 == pytest.approx(0.17, abs=0.007)
     assert low < 0.5, "it does not even exclude chance"
 
@@ -64,7 +66,7 @@ def test_what_texts_do_to_all_seeds_is_not_lost_by_taking_more_seeds():
 @pytest.mark.parametrize("right", [0.0, 1.0])
 def test_all_right_and_all_wrong_keep_an_interval(right):
     known = known_of(np.full((3, 40), right))
-    low, high = score_interval(right, known, "accuracy", 40)
+    low, high = score_interval(right, known, "accuracy", 40) or (0.0, 0.0)
     assert 0.05 < high - low < 0.15
     assert 0.0 <= low <= right <= high <= 1.0
 
@@ -73,7 +75,8 @@ def test_intervals_stay_within_the_metric():
     wide = Uncertainty(0.5, 1, 0.0, 99)
     assert score_interval(0.9, wide, "f1_macro", 100) == (0.0, 1.0)
     assert score_interval(0.0, wide, "matthews", 100) == (-1.0, 1.0)
-    assert score_interval(0.9, wide, "log_loss", 100)[1] > 1.0
+    assert (score_interval(0.9, wide, "log_loss", 100) or (0.0, 0.0))[1] > 1.0
+    assert score_interval(0.1, wide, "ece", 100) is None, "a sample's error is too large by its nature"
 
 
 def test_p_is_the_level_at_which_the_interval_touches_zero():
@@ -83,6 +86,18 @@ def test_p_is_the_level_at_which_the_interval_touches_zero():
         assert min(abs(low), abs(high)) == pytest.approx(0.0, abs=1e-9)
     assert known.p_value(0.0) == 1.0
     assert Uncertainty(0.0, 3, 0.0, 9).p_value(0.2) == 0.0
+
+
+def test_draws_on_which_the_score_is_not_defined_are_left_out():
+    rng = np.random.default_rng(6)
+    draws = rng.normal(0.8, 0.02, (3, 1000))
+    whole = uncertainty([0.8, 0.81, 0.79], draws, 100)
+    draws[1, ::10] = np.nan
+    part = uncertainty([0.8, 0.81, 0.79], draws, 100)
+    assert whole is not None and part is not None
+    assert part.texts == pytest.approx(whole.texts, rel=0.5) and math.isfinite(part.deviation)
+    draws[:, :600] = np.nan
+    assert uncertainty([0.8, 0.81, 0.79], draws, 100) is None
 
 
 def test_percentiles_over_seeds_would_be_far_too_short():

@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from fleetune.compare.budget import budgets, unequal
+from fleetune.compare.budget import Budget, budgets, unequal
 from fleetune.compare.learning import loss_at_chance, under_trained
 from fleetune.compare.pair import PairTest
 from fleetune.compare.result import TrialResult
 from fleetune.compare.row import Row
 from fleetune.compare.titles import metric_title
 from fleetune.compare.verdict import listed
-from fleetune.metrics import MINIMISED
 
 
 @dataclass(frozen=True)
@@ -59,17 +58,20 @@ def claims_on(rows: Sequence[Row], tests: Sequence[PairTest], split: str) -> lis
 
 
 def _difference(test: PairTest, split: str) -> Claim:
-    better_a = (test.difference < 0) == (test.metric in MINIMISED)
-    better, worse = (test.a, test.b) if better_a else (test.b, test.a)
+    better, worse = (test.a, test.b) if test.favours(test.a) else (test.b, test.a)
     low, high = _towards(test)
     numbers = {"difference": abs(test.difference), "low": low, "high": high, "p_adjusted": test.p_adjusted,
                "seeds": test.seeds}  # fmt: skip
     text = (
         f"{better} is better than {worse}: {metric_title(test.metric)} on {split} differs by "
-        f"{abs(test.difference):.3f} (95 % interval {low:.3f} to {high:.3f}; p = {test.p_adjusted:.3f} after Holm's "
+        f"{abs(test.difference):.3f} (95 % interval {low:.3f} to {high:.3f}; {_p(test.p_adjusted)} after Holm's "
         f"correction; {test.seeds} seeds)."
     )
     return Claim(text, "tests", numbers, test.data)
+
+
+def _p(value: float | None) -> str:
+    return "p < 0.001" if value is not None and value < 0.001 else f"p = {value:.3f}"
 
 
 def _towards(test: PairTest) -> tuple[float, float]:
@@ -90,12 +92,17 @@ def _not_shown(tests: Sequence[PairTest], split: str, data: str) -> Iterator[Cla
         pairs = "pair" if len(open_tests) == 1 else "pairs"
         what = f"in {len(open_tests)} of {len(tests)} {pairs}"
     seeds = max(test.seeds for test in open_tests)
-    room = max(max(abs(end) for end in test.interval or (0.0,)) for test in open_tests)
-    text = f"No difference is demonstrated {what} on {split}; the intervals leave room for up to {room:.3f}."
+    text = f"No difference is demonstrated {what} on {split}"
+    ends = [abs(end) for test in open_tests for end in test.simultaneous or ()]
+    room = max(ends, default=None)
+    if room is not None and all(test.simultaneous for test in open_tests):
+        text += f"; intervals that hold for all together leave room for up to {room:.3f}"
+    text += "."
     if seeds < first.seeds_needed:
         text += (
-            f" With {seeds} {'seed' if seeds == 1 else 'seeds'} none could be: significance among {len(tests)} "
-            f"{'comparison' if len(tests) == 1 else 'comparisons'} takes {first.seeds_needed} seeds."
+            f" With {seeds} {'seed' if seeds == 1 else 'seeds'} none could be: significance among "
+            f"{first.corrected_for} {'comparison' if first.corrected_for == 1 else 'comparisons'} takes "
+            f"{first.seeds_needed} seeds."
         )
     yield Claim(text, "tests", {"room": room, "seeds": seeds, "seeds_needed": first.seeds_needed}, data)
 
@@ -115,8 +122,8 @@ def _twins(rows: Sequence[Row], data: str) -> Iterator[Claim]:
 
 def _same_splits(one: Row, other: Row) -> list[str]:
     found: list[list[str]] = []
-    for seed in one.scores:
-        if seed in other.scores:
+    if one.scores.keys() == other.scores.keys():
+        for seed in one.scores:
             a, b = (next(trial for trial in row.configuration.done if trial.seed == seed) for row in (one, other))
             found.append([split for split in a.predictions if _same_outputs(a, b, split)])
     return [split for split in found[0] if all(split in of_seed for of_seed in found)] if found else []
@@ -156,7 +163,7 @@ def _under_trained(rows: Sequence[Row], data: str) -> Iterator[Claim]:
         at_chance = [trial for trial in trials if loss_at_chance(trial)]
         if 2 * len(at_chance) > len(trials):
             reason = under_trained(at_chance[0]) or ""
-            text = f"{row.name} was trained too little to be judged, with {len(at_chance)} of {len(trials)} seeds: "
+            text = f"{row.name} cannot be judged by these scores, with {len(at_chance)} of {len(trials)} seeds: "
             yield Claim(text + reason, "training", {"trials": len(at_chance)}, data)
         elif 2 * sum(under_trained(trial) is not None for trial in trials) > len(trials):
             still.append(row.name)
@@ -169,7 +176,12 @@ def _budgets(rows: Sequence[Row], data: str) -> Iterator[Claim]:
     found = budgets(rows)
     sentence = unequal(found)
     if sentence is not None:
-        yield Claim(sentence, "budget", {one.entry: one.settings for one in found}, data)
+        yield Claim(sentence, "budget", {_entry(one, found): one.settings for one in found}, data)
     for one in found:
         for edge in one.edges:
-            yield Claim(f"{one.entry}: {edge}.", "budget", {"settings": one.settings}, data)
+            yield Claim(f"{_entry(one, found)}: {edge}.", "budget", {"settings": one.settings}, data)
+
+
+def _entry(one: Budget, found: Sequence[Budget]) -> str:
+    several = len({other.backbone for other in found}) > 1
+    return f"{one.entry} on {one.backbone}" if several else one.entry

@@ -14,6 +14,7 @@ from fleetune.compare.pair import difference_of
 from fleetune.compare.resampling import draws_by_trial
 from fleetune.compare.result import TrialResult
 from fleetune.compare.row import Draws, Row, scored_trials, summed_up
+from fleetune.compare.tests import SIGNIFICANT, sign_flip
 from fleetune.compare.titles import metric_title
 from fleetune.methods import is_floor
 from fleetune.metrics import MINIMISED
@@ -157,8 +158,11 @@ def _sentence(before: CurvePoint, after: CurvePoint, curves: int, several_data: 
         f"the last step, {step}, improved {metric_title(after.metric)} by {sign * gain:.3f} (95 % interval "
         f"{low:.3f} to {high:.3f} over {over}{together})"
     )
-    if low > 0.0:
+    p_value = 0.0 if needed == 1 else sign_flip(found.by_seed) * curves
+    if low > 0.0 and p_value < SIGNIFICANT:
         return f"{name}: yes, it was still gaining from more labels: {numbers}."
+    if low > 0.0:
+        return f"{name}: more labels seem to help, although {len(found.by_seed)} seeds do not prove it: {numbers}."
     return f"{name}: not shown that more labels help: {numbers}."
 
 

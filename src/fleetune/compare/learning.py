@@ -78,7 +78,8 @@ def under_trained(trial: TrialResult) -> str | None:
     if reason := loss_at_chance(trial):
         diverged = min(validation_losses(trial)) > (1.0 + NEAR_CHANCE) * (_chance(trial) or math.inf)
         remedy = "another learning_rate, mostly a smaller one" if diverged else "a larger learning_rate or more epochs"
-        return f"Under-trained{settings}: {reason}. Try {remedy} before judging the method."
+        word = "Diverged" if diverged else "Under-trained"
+        return f"{word}{settings}: {reason}. Try {remedy} before judging the method."
     if (fall := _last_fall(trial)) is None:
         return None
     before, last = fall

@@ -14,9 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from fleetune.compare.intervals import Interval, Uncertainty, difference_interval, uncertainty
+from fleetune.compare.intervals import CONFIDENCE, Interval, Uncertainty, difference_interval, uncertainty
 from fleetune.compare.row import Row, scored_trials
 from fleetune.compare.tests import SIGNIFICANT, holm, mcnemar, seeds_needed, sign_flip
+from fleetune.metrics import MINIMISED
+
+TAIL = 1.0 - CONFIDENCE
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,12 @@ class PairTest:
         difference: Mean of `a` minus mean of `b`.
         interval: 95 % interval of the difference over seeds and texts, of one seed over texts alone; None where too
             little is known.
-        p_seeds: Exact sign-flip test over seeds; None where neither has seeds.
+        p_seeds: Exact sign-flip test over seeds; None where they have none in common.
         p_texts: McNemar's test over texts, of the right answers, given these trained classifiers.
         p: The larger of `p_seeds` and the test behind `interval`; None where it cannot be had.
         p_adjusted: After Holm's correction over all pairs asked.
+        simultaneous: As `interval`, holding for all pairs asked together (Bonferroni); None below two seeds.
+        corrected_for: How many pairs were asked.
         seeds_needed: Fewest common seeds with which the pair could become significant among so many pairs.
     """
 
@@ -50,12 +55,19 @@ class PairTest:
     p_texts: float | None
     p: float | None
     p_adjusted: float | None = None
+    simultaneous: Interval | None = None
+    corrected_for: int = 0
     seeds_needed: int = 0
 
     @property
     def is_significant(self) -> bool:
         """Whether the difference is demonstrated."""
         return self.p_adjusted is not None and self.p_adjusted < SIGNIFICANT
+
+    def favours(self, name: str) -> bool:
+        """Returns whether the row called `name`, one of the two, has the better mean."""
+        gain = self.difference if self.a == name else -self.difference
+        return gain < 0 if self.metric in MINIMISED else gain > 0
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields, with null for what is not known."""
@@ -72,6 +84,7 @@ class PairTest:
             "p": self.p,
             "p_adjusted": self.p_adjusted,
             "significant": self.is_significant,
+            "corrected_for": self.corrected_for,
             "seeds_needed": self.seeds_needed,
         }
 
@@ -101,38 +114,45 @@ def difference_of(a: Row, b: Row) -> Difference | None:
     if not pairs or not all(map(math.isfinite, differences)):
         return None
     draws = np.stack([a.draws[one] - b.draws[other] for one, other in pairs])
-    return Difference(tuple(differences), uncertainty(differences, draws, a.texts))
+    known = uncertainty(differences, draws, a.texts)
+    return None if known is None else Difference(tuple(differences), known)
 
 
 def tested(pairs: Sequence[tuple[Row, Row]], split: str) -> list[PairTest]:
     """Returns the tests of all `pairs`, which share one correction."""
-    found = [_tested(a, b, split) for a, b in pairs]
+    found = [_tested(a, b, split, len(pairs)) for a, b in pairs]
     known = [test.p for test in found if test.p is not None]
-    adjusted = iter(holm(known))
-    needed = seeds_needed(len(known))
-    return [replace(test, p_adjusted=None if test.p is None else next(adjusted), seeds_needed=needed) for test in found]
+    adjusted, needed = iter(holm(known)), seeds_needed(len(known))
+    return [
+        replace(
+            test,
+            p_adjusted=None if test.p is None else next(adjusted),
+            corrected_for=len(known),
+            seeds_needed=needed,
+        )
+        for test in found
+    ]
 
 
-def _tested(a: Row, b: Row, split: str) -> PairTest:
+def _tested(a: Row, b: Row, split: str, pairs: int) -> PairTest:
     found, data = difference_of(a, b), a.configuration.first.data
     if found is None:
         return PairTest(a.name, b.name, data, a.metric, 0, a.mean - b.mean, None, None, None, None)
     mean = float(np.mean(found.by_seed))
-    without_seeds = a.is_baseline and b.is_baseline
-    p_seeds = None if without_seeds else sign_flip(found.by_seed)
-    p_both = found.known.p_value(mean) if len(found.by_seed) > 1 or without_seeds else None
-    known = [p for p in (p_seeds, p_both) if p is not None]
+    several = len(found.by_seed) > 1
+    p_seeds = sign_flip(found.by_seed)
     return PairTest(
         a.name,
         b.name,
         data,
         a.metric,
-        0 if without_seeds else len(found.by_seed),
+        len(found.by_seed),
         mean,
         difference_interval(mean, found.known, a.metric),
         p_seeds,
         _p_texts(a, b, split),
-        max(known) if known else None,
+        max(p_seeds, found.known.p_value(mean)) if several else p_seeds,
+        simultaneous=difference_interval(mean, found.known, a.metric, TAIL / pairs) if several else None,
     )
 
 

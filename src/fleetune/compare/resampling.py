@@ -223,7 +223,8 @@ def _mean_area(areas: Sequence[Score]) -> Score:
     def mean(draws: FloatArray) -> FloatArray:
         values = np.stack([area(draws) for area in areas])
         known = np.isfinite(values)
-        return _ratio(np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0))
+        sums = _ratio(np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0))
+        return np.where(known.any(axis=0), sums, np.nan)
 
     return mean
 

@@ -26,6 +26,8 @@ TrialStatus = Literal["done", "failed", "running", "pending"]
 Predictions = tuple[NDArray[Any], NDArray[np.float32]]
 Configuration = tuple[str, ...]
 CHANCE_AREA = 0.5
+GUESSING = 1.645
+"""Of a standard normal, what guesses exceed once in twenty times."""
 CLEARLY_LEARNED = 0.5
 """Share of the way from chance to perfect from which decisions outweigh a loss at chance."""
 
@@ -169,10 +171,12 @@ class TrialResult:
         """Returns why its predictions on `split` show nothing learned, or None where they do show something.
 
         Degenerate are logits that are not numbers, one and the same prediction for every text, where texts have one
-        label each, no more right answers than the most frequent class gets, and where they may have several, a mean
+        label each, no more right answers than the most frequent class gets without any correlation with the labels
+        beyond that of guesses, and where they may have several, a mean
         ROC-AUC no higher than chance: tuned thresholds find something to part even where nothing was learned.
         So is a loss that never left chance, unless the decisions are half way from chance to perfect: logits may be
         tiny and in the right order.
+        Texts that all have the same labels tell nothing.
         A baseline may get fewer right, for it may not know which class is frequent; and the one that is meant to learn
         nothing is not degenerate.
         """
@@ -183,17 +187,27 @@ class TrialResult:
         labels, logits = self.predictions[split]
         if not np.isfinite(logits).all():
             return "logits are not numbers"
+        if (labels == labels[0]).all():
+            return None
         decisions = self.decisions(split)
-        if len(labels) > 1 and (decisions == decisions[0]).all():
+        if (decisions == decisions[0]).all():
             return f"predicts {self._described(decisions[0])} for every text"
         right, majority = float(self.correct(split).mean()), majority_share(labels)
-        if not self.multi_label and right <= majority and not is_baseline(self.kind):
+        if not self.multi_label and right <= majority and not is_baseline(self.kind) and self._guesses(split):
             return f"accuracy {right:.3f} is not above the majority class's {majority:.3f}"
         if self.multi_label and (area := self.scores(split)["roc_auc"]) <= CHANCE_AREA:
             return f"the mean ROC-AUC over labels, {area:.3f}, is not above chance"
         if (reason := loss_at_chance(self)) and not self._clearly_learned(split):
             return f"loss at chance: {reason}"
         return None
+
+    def _guesses(self, split: str) -> bool:
+        """Returns whether predictions hang together with the labels no more than guesses would by chance (95 %).
+
+        Where one class is rare, few right answers more or less than the majority's say nothing: of the correlation of
+        guesses with the truth, n times its square is chi-squared (Pearson, 1900).
+        """
+        return bool(self.scores(split)["matthews"] * len(self.predictions[split][0]) ** 0.5 <= GUESSING)
 
     def _clearly_learned(self, split: str) -> bool:
         if self.multi_label:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from fleetune.compare.configuration import Configuration
 from fleetune.compare.intervals import Interval, Uncertainty, score_interval, uncertainty
+from fleetune.compare.learning import loss_at_chance
 from fleetune.compare.result import TrialResult
-from fleetune.methods import is_baseline
+from fleetune.methods import is_baseline, is_floor
 
 Draws = Mapping[str, NDArray[np.float64]]
 """By trial id, its metric on each draw of texts `(draws,)`."""
@@ -32,6 +33,7 @@ class Row:
         interval: 95 % interval of the mean over seeds and texts, within the metric's range; of one seed, over texts
             alone. None where there is no score.
         degenerate: By seed, why the trial shows nothing learned; empty where all show something.
+        unlearned: The same on validation, by which rows are chosen.
         validation: Mean over seeds of the metric on validation, which alone selects; nan where there is none.
         texts: Number of texts scored.
         known: How sure the mean is; None where there is no score.
@@ -44,6 +46,7 @@ class Row:
     scores: dict[int, float]
     interval: Interval | None
     degenerate: dict[int, str]
+    unlearned: Mapping[int, str] = field(default_factory=dict)
     validation: float = math.nan
     texts: int = 0
     known: Uncertainty | None = field(default=None, repr=False)
@@ -54,6 +57,14 @@ class Row:
     def name(self) -> str:
         """Name of the configuration."""
         return self.configuration.name
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether its scores say something of it: most of its seeds learned, and left a loss at chance."""
+        if not math.isfinite(self.mean) or is_floor(self.configuration.first.kind):
+            return False
+        silent = {trial.seed for trial in self.configuration.done if loss_at_chance(trial)} | set(self.degenerate)
+        return 2 * len(silent & set(self.scores)) < len(self.scores)
 
     @property
     def tied_with_best(self) -> bool:
@@ -174,13 +185,13 @@ def summed_up(configuration: Configuration, split: str, metric: str, draws: Draw
     """Returns `configuration` scored by `metric` on `split`; without `draws` it has no interval."""
     trials = scored_trials(configuration, split)
     scores = {trial.seed: trial.scores(split).get(metric, math.nan) for trial in trials}
-    reasons = {trial.seed: trial.degenerate_reason(split) for trial in trials}
     row = Row(
         configuration,
         metric,
         scores,
         None,
-        {seed: reason for seed, reason in reasons.items() if reason},
+        _degenerate(configuration, split),
+        _degenerate(configuration, "validation"),
         _validation(configuration, metric),
         len(trials[0].predictions[split][0]) if trials else 0,
     )
@@ -196,7 +207,14 @@ def _with_interval(row: Row, draws: dict[int, NDArray[np.float64]]) -> Row:
     if not math.isfinite(row.mean) or row.texts < 2:
         return replace(row, draws=draws)
     known = uncertainty(list(row.scores.values()), np.stack(list(draws.values())), row.texts)
+    if known is None:
+        return replace(row, draws=draws)
     return replace(row, interval=score_interval(row.mean, known, row.metric, row.texts), known=known, draws=draws)
+
+
+def _degenerate(configuration: Configuration, split: str) -> dict[int, str]:
+    reasons = {trial.seed: trial.degenerate_reason(split) for trial in scored_trials(configuration, split)}
+    return {seed: reason for seed, reason in reasons.items() if reason}
 
 
 def _validation(configuration: Configuration, metric: str) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from fleetune.compare.choice import Choice, choose
 from fleetune.compare.claims import Claim, claims_on
 from fleetune.compare.configuration import Configuration, group
 from fleetune.compare.costs import Cost
@@ -17,9 +18,8 @@ from fleetune.compare.resampling import draws_by_trial
 from fleetune.compare.result import TrialResult
 from fleetune.compare.row import Row, scored_trials, summed_up
 from fleetune.compare.ties import with_ties
-from fleetune.compare.verdict import Verdict, chosen_row, overall, verdict_on
-from fleetune.methods import is_floor
-from fleetune.metrics import MINIMISED
+from fleetune.compare.verdict import Verdict, overall, verdict_on
+from fleetune.metrics import MINIMISED, check_metric
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -136,13 +136,24 @@ def compare(
         cost: By what the cheapest of the tied is recommended.
         pairs: Which are tested: each configuration against the one that validation chooses, or `all`. Where
             validation is also what is scored, it had to choose among all of them, and all are corrected for.
+
+    Raises:
+        RecipeError: If the metric is not defined for the labels.
     """
     trials = [trial for trial in results if trial.train_share >= 1.0]
     split = split or scored_split(trials)
     by_data: dict[str, list[Configuration]] = {}
     for one in group(trials):
         by_data.setdefault(one.first.data, []).append(one)
-    found = {name: _compared(members, split, metric, cost, pairs) for name, members in by_data.items()}
+    rows = {name: _rows(members, split, metric) for name, members in by_data.items()}
+    choices = {name: choose(members, split) for name, members in rows.items()}
+    asked = {name: _asked(members, choices[name], pairs) for name, members in rows.items()}
+    # One correction for all that is asked of the run, whichever data it is about.
+    tests = tested([pair for members in asked.values() for pair in members], split)
+    found = {
+        name: _concluded(members, choices[name], [test for test in tests if test.data == name], split, cost, pairs)
+        for name, members in rows.items()
+    }
     first = metric or (trials[0].metric if trials else "f1_macro")
     return Comparison(
         first,
@@ -151,7 +162,7 @@ def compare(
         overall({name: one.verdict for name, one in found.items()}),
         tuple(test for one in found.values() for test in one.tests),
         (*(claim for one in found.values() for claim in one.claims), *_curve_claims(results, split, metric)),
-        {name: one.chosen for name, one in found.items() if one.chosen is not None},
+        {name: choice.row.name for name, choice in choices.items() if choice is not None},
         cost,
     )
 
@@ -167,36 +178,37 @@ class _OnOneData:
     tests: list[PairTest]
     claims: list[Claim]
     verdict: Verdict
-    chosen: str | None
 
 
-def _compared(
-    configurations: Sequence[Configuration], split: str, metric: str | None, cost: Cost, pairs: Pairs
-) -> _OnOneData:
-    metric = metric or configurations[0].first.metric
+def _rows(configurations: Sequence[Configuration], split: str, metric: str | None) -> list[Row]:
+    first = configurations[0].first
+    metric = metric or first.metric
+    check_metric(metric, len(first.label_names), first.multi_label)
     draws = draws_by_trial([trial for one in configurations for trial in scored_trials(one, split)], split, metric)
-    rows = [summed_up(one, split, metric, draws) for one in configurations]
-    chosen = chosen_row(rows)
-    asked = _asked(rows, chosen, "all" if split == "validation" else pairs)
-    tests = tested(asked, split)
-    rows = with_ties(rows, chosen, len(asked))
-    if pairs == "chosen" and chosen is not None:
-        tests = [test for test in tests if chosen.name in (test.a, test.b)]
-    verdict = verdict_on(rows, tests, split, cost)
-    return _OnOneData(rows, tests, claims_on(rows, tests, split), verdict, chosen.name if chosen else None)
+    return [summed_up(one, split, metric, draws) for one in configurations]
 
 
-def _asked(rows: Sequence[Row], chosen: Row | None, pairs: Pairs) -> list[tuple[Row, Row]]:
+def _asked(rows: Sequence[Row], choice: Choice | None, pairs: Pairs) -> list[tuple[Row, Row]]:
     """Returns the pairs to test, the chosen row first in its own; what learned nothing, and floors, are left out."""
-    if chosen is None:
+    if choice is None or not choice.row.is_judged:
         return []
-    rivals = [row for row in rows if row is not chosen and math.isfinite(row.mean) and not row.degenerate
-              and not is_floor(row.configuration.first.kind)]  # fmt: skip
-    against = [(chosen, row) for row in rivals]
-    if pairs == "chosen":
+    rivals = [row for row in rows if row is not choice.row and row.is_judged]
+    against = [(choice.row, row) for row in rivals]
+    if pairs == "chosen" and not choice.on_scored:
         return against
-    between = [(a, b) for a, b in combinations(rivals, 2) if not (a.is_baseline and b.is_baseline)]
-    return against + between
+    return against + [(a, b) for a, b in combinations(rivals, 2) if not (a.is_baseline and b.is_baseline)]
+
+
+def _concluded(
+    rows: Sequence[Row], choice: Choice | None, tests: Sequence[PairTest], split: str, cost: Cost, pairs: Pairs
+) -> _OnOneData:
+    chosen = choice.row if choice else None
+    own = [test for test in tests if chosen is not None and chosen.name in (test.a, test.b)]
+    shown = list(tests) if pairs == "all" else own
+    of_all = len(rows) * (len(rows) - 1) // 2 if choice and choice.on_scored else len(rows) - 1
+    standing = with_ties(rows, chosen, of_all, own)
+    verdict = verdict_on(standing, choice, own, split, cost)
+    return _OnOneData(standing, shown, claims_on(standing, shown, split), verdict)
 
 
 def scored_split(results: Sequence[TrialResult]) -> str:

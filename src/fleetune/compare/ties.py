@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fleetune.compare.intervals import CONFIDENCE, ROUNDING, Interval
-from fleetune.compare.pair import difference_of
+from fleetune.compare.pair import PairTest, difference_of
 from fleetune.compare.row import Row, Standing
 from fleetune.metrics import MINIMISED
 
@@ -45,16 +45,27 @@ def pooled_spread(rows: Sequence[Row]) -> SeedSpread | None:
     return SeedSpread(squares / degrees, degrees)
 
 
-def with_ties(rows: Sequence[Row], chosen: Row | None, tests: int) -> list[Row]:
+def with_ties(rows: Sequence[Row], chosen: Row | None, pairs: int, tests: Sequence[PairTest] = ()) -> list[Row]:
     """Returns rows on the same data, each with its standing against `chosen`.
 
     Args:
         rows: The rows.
         chosen: The row that validation chooses; None where there is none.
-        tests: How many pairs are looked at.
+        pairs: How many pairs the intervals are to hold for.
+        tests: What a test of its own demonstrates of a row, this reading does not take back.
     """
     spread = pooled_spread(rows)
-    return [replace(row, standing=_standing(row, chosen, spread, max(tests, 1))) for row in rows]
+    return [
+        replace(row, standing=_tested(row, chosen, tests) or _standing(row, chosen, spread, max(pairs, 1)))
+        for row in rows
+    ]
+
+
+def _tested(row: Row, chosen: Row | None, tests: Sequence[PairTest]) -> Standing | None:
+    for test in tests:
+        if chosen is not None and test.is_significant and {test.a, test.b} == {row.name, chosen.name}:
+            return "behind" if test.favours(chosen.name) else "ahead"
+    return None
 
 
 def _standing(row: Row, chosen: Row | None, spread: SeedSpread | None, tests: int) -> Standing:
@@ -63,9 +74,10 @@ def _standing(row: Row, chosen: Row | None, spread: SeedSpread | None, tests: in
     if row is chosen:
         return "chosen"
     found = difference_of(chosen, row)
-    if found is None or (spread is None and not (row.is_baseline and chosen.is_baseline)):
+    if found is None:
+        return "not comparable"
+    if spread is None:
         return "tied"
-    spread = spread or SeedSpread(0.0, 0)
     seeds = sum(0.0 if one.is_baseline else 1.0 / len(one.scores) for one in (row, chosen))
     known = replace(found.known, seeds=spread.variance * seeds, seeds_degrees=spread.degrees)
     difference, tail = chosen.mean - row.mean, (1.0 - CONFIDENCE) / tests

@@ -12,14 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fleetune.compare.costs import COST_WORDS, COSTS, Cost
+from fleetune.compare.choice import Choice
+from fleetune.compare.costs import COST_WORDS, Cost
 from fleetune.compare.pair import PairTest
 from fleetune.compare.row import Row
 from fleetune.compare.titles import metric_title
-from fleetune.metrics import MINIMISED, is_better
+from fleetune.metrics import is_better
 
 NAMED = 4
 ENOUGH_SEEDS = 6
+ON_SCORED = "The same texts chose and judge; a test split would keep the two apart."
 
 
 @dataclass(frozen=True)
@@ -35,55 +37,48 @@ class Verdict:
         return {"winner": self.winner, "recommended": self.recommended, "reason": self.reason}
 
 
-def chosen_row(rows: Sequence[Row]) -> Row | None:
-    """Returns the row of the best mean on validation, of those trained that learned something with every seed.
+def verdict_on(
+    rows: Sequence[Row], choice: Choice | None, tests: Sequence[PairTest], split: str, cost: Cost = "trainable"
+) -> Verdict:
+    """Returns the verdict on rows of the same data; it recommends no baseline, but names it.
 
-    A row with one seed is chosen only where no row has two. Where there are no scores on validation, those that are
-    compared decide. Of baselines alone, the best baseline.
+    Args:
+        rows: The rows with their standing.
+        choice: Which of them was chosen, and how.
+        tests: Those of the chosen row.
+        split: What was scored.
+        cost: By what the cheapest of the tied is recommended.
     """
-    usable = [row for row in rows if math.isfinite(row.mean) and not row.degenerate]
-    usable = [row for row in usable if not row.is_baseline] or usable
-    usable = [row for row in usable if row.has_known_spread] or usable
-    selecting = all(math.isfinite(row.validation) for row in usable)
-    best: Row | None = None
-    for row in usable:
-        score, highest = (row.validation, best.validation if best else math.nan) if selecting else (
-            row.mean, best.mean if best else math.nan)  # fmt: skip
-        if best is None or is_better(row.metric, score, highest):
-            best = row
-    return best
-
-
-def verdict_on(rows: Sequence[Row], tests: Sequence[PairTest], split: str, cost: Cost = "trainable") -> Verdict:
-    """Returns the verdict on rows of the same data, whose ties are marked; it recommends no baseline, but names it."""
-    chosen = chosen_row(rows)
-    if chosen is None:
+    if choice is None:
         title = metric_title(rows[0].metric) if rows else "score"
-        return Verdict(None, None, f"No configuration has a usable {title} on {split}: none is recommended.")
-    if chosen.is_baseline:
-        title = metric_title(chosen.metric)
-        return Verdict(None, None, f"Nothing that was trained has a usable {title} on {split}: none is recommended.")
+        return Verdict(None, None, f"Nothing that was trained has a usable {title}: none is recommended.")
+    chosen = next(row for row in rows if row.name == choice.row.name)
+    if not chosen.is_judged:
+        reason = next(iter(chosen.degenerate.values()), "it has no usable score there")
+        return Verdict(None, None, f"{chosen.name}, {choice.clause}, fails on {split}: {reason}. None is recommended.")
+    if len(chosen.scores) < 2:
+        return Verdict(None, None, " ".join([_one_seed(chosen, choice, split), *_remarks(rows, chosen)]))
     ahead = [row for row in rows if row.is_baseline and row.standing == "ahead"]
-    if ahead and len(chosen.scores) > 1:
+    if ahead:
         return Verdict(
             None,
             None,
-            f"No fine-tune comes up to the baseline {ahead[0].name}: validation chooses {chosen.name} among them "
-            f"({_against(chosen, ahead[0])} on {split}). None is recommended.",
+            f"{chosen.name}, {choice.clause}, does not come up to the baseline {ahead[0].name} "
+            f"({_against(chosen, ahead[0])} on {split}): none is recommended. {_demonstrated(chosen, tests, None)}",
         )
-    if len(chosen.scores) < 2:
-        return Verdict(None, None, " ".join([_one_seed(chosen, split), *_remarks(rows, chosen)]))
     trained = [row for row in rows if not row.is_baseline]
-    tied = [row for row in trained if row.tied_with_best and not row.degenerate and row.has_known_spread]
+    tied = [row for row in trained if row.tied_with_best and not row.degenerate and len(row.scores) > 1]
+    tied = tied if chosen in tied else [chosen, *tied]
     sound = [row for row in tied if not row.configuration.failed] or tied
-    recommended = min(sound, key=lambda row: costs_of(row, cost))
+    recommended = _cheapest(sound, chosen, cost)
     winner = chosen.name if _wins(chosen, rows, tests) else None
     sentences = [
-        _lead(recommended, chosen, tied, split, cost),
+        _lead(recommended, chosen, choice, tied, split, cost),
         _demonstrated(chosen, tests, winner),
         *_outpaced(trained, chosen, recommended, cost),
         *_left_out(tied, sound, recommended, cost),
         *_remarks(rows, chosen),
+        *([ON_SCORED] if choice.on_scored else []),
     ]
     return Verdict(winner, recommended.name, " ".join(sentences))
 
@@ -97,76 +92,102 @@ def overall(verdicts: Mapping[str, Verdict]) -> Verdict:
     return Verdict(None, None, " ".join(f"On {name}: {verdict.reason}" for name, verdict in verdicts.items()))
 
 
-def costs_of(row: Row, cost: Cost) -> tuple[float, ...]:
-    """Returns what a row costs by the measure asked for, then by the others; what is not known is dear."""
+def cost_of(row: Row, cost: Cost) -> float:
+    """Returns what a row costs by the measure asked for; infinite where that is not known."""
     known: Mapping[Cost, float | None] = {
         "trainable": row.trainable,
         "bundle_bytes": row.bundle_bytes,
         "seconds": row.seconds,
         "serving": row.serving_operations,
     }
-    order = [cost, *(other for other in COSTS if other != cost)]
-    return tuple(math.inf if (value := known[name]) is None else float(value) for name in order)
+    value = known[cost]
+    return math.inf if value is None else float(value)
+
+
+def _cheapest(rows: Sequence[Row], chosen: Row, cost: Cost) -> Row:
+    """Returns the cheapest row; of equally cheap ones the chosen, else the best on validation, else the first."""
+    lowest = min(cost_of(row, cost) for row in rows)
+    cheapest = [row for row in rows if cost_of(row, cost) == lowest]
+    best = chosen if chosen in cheapest else cheapest[0]
+    for row in cheapest:
+        if best is not chosen and is_better(row.metric, row.validation, best.validation):
+            best = row
+    return best
 
 
 def _wins(chosen: Row, rows: Sequence[Row], tests: Sequence[PairTest]) -> bool:
-    """Returns whether every configuration that was tested against `chosen` is demonstrated to be worse."""
-    others = [test for test in tests if chosen.name in (test.a, test.b)]
-    rivals = [row for row in rows if row is not chosen and not row.is_baseline and math.isfinite(row.mean)]
-    learned = [row for row in rivals if not row.degenerate]
-    return bool(learned) and bool(others) and all(_favours(test, chosen) and test.is_significant for test in others)
+    """Returns whether every trained rival, and every baseline that was tested, is demonstrated to be worse."""
+    beaten = {
+        test.b if test.a == chosen.name else test.a
+        for test in tests
+        if test.is_significant and test.favours(chosen.name)
+    }
+    others = {test.b if test.a == chosen.name else test.a for test in tests}
+    rivals = {row.name for row in rows if row is not chosen and not row.is_baseline and _may_rival(row)}
+    return bool(rivals) and beaten == rivals | others
 
 
-def _favours(test: PairTest, row: Row) -> bool:
-    gain = test.difference if test.a == row.name else -test.difference
-    return gain < 0 if test.metric in MINIMISED else gain > 0
+def _may_rival(row: Row) -> bool:
+    """Returns whether the row's method is still in question: it was judged, or is not finished."""
+    waiting = any(trial.status in ("pending", "running") for trial in row.configuration.trials)
+    return row.is_judged or waiting
 
 
-def _lead(recommended: Row, chosen: Row, tied: Sequence[Row], split: str, cost: Cost) -> str:
+def _lead(recommended: Row, chosen: Row, choice: Choice, tied: Sequence[Row], split: str, cost: Cost) -> str:
     score = f"{metric_title(chosen.metric)} {chosen.mean:.3f} on {split}"
     if len(tied) == 1:
-        return f"Ship {chosen.name}: validation chooses it, and on {split} nothing cheaper comes up to it ({score})."
+        return f"Ship {chosen.name}: {choice.words}, and on {split} nothing else is tied with it ({score})."
     group = f"the {len(tied)} configurations that seeds and texts do not tell"
-    if recommended is chosen:
-        return f"Ship {chosen.name}: validation chooses it ({score}), and it {COST_WORDS[cost]} of {group} apart."
-    return (
-        f"Ship {recommended.name}: it {COST_WORDS[cost]} of {group} from {chosen.name}, which validation chooses "
-        f"({_against(recommended, chosen)} on {split})."
-    )
+    lowest = cost_of(recommended, cost)
+    dearer = [row for row in tied if cost_of(row, cost) > lowest]
+    if recommended is not chosen:
+        return (
+            f"Ship {recommended.name}: it {COST_WORDS[cost]} of {group} from {chosen.name}, {choice.clause} "
+            f"({_against(recommended, chosen)} on {split})."
+        )
+    if math.isfinite(lowest) and len(dearer) == len(tied) - 1:
+        return f"Ship {chosen.name}: {choice.words} ({score}), and it {COST_WORDS[cost]} of {group} apart."
+    return f"Ship {chosen.name}: {choice.words} ({score}), and none of {group} apart is known to be cheaper."
 
 
 def _demonstrated(chosen: Row, tests: Sequence[PairTest], winner: str | None) -> str:
     if winner is not None:
         return f"{winner} is the demonstrated winner: every difference to it is significant after Holm's correction."
-    if not tests:
-        return "No winner is demonstrated: there was nothing to compare it with."
-    above = [test for test in tests if test.is_significant and not _favours(test, chosen)]
-    shown = [test for test in tests if test.is_significant and _favours(test, chosen)]
-    needed, seeds = tests[0].seeds_needed, max(test.seeds for test in tests)
+    known = [test for test in tests if test.p is not None]
+    if not known:
+        return "No winner is demonstrated: there was nothing that it could be tested against."
+    above = [test for test in known if test.is_significant and not test.favours(chosen.name)]
+    shown = [test for test in known if test.is_significant and test.favours(chosen.name)]
+    needed, seeds, of_all = known[0].seeds_needed, max(test.seeds for test in known), known[0].corrected_for
     said = "No winner is demonstrated"
+    comparisons = "one comparison" if of_all == 1 else f"{of_all} comparisons"
     if above:
         other = above[0].a if above[0].b == chosen.name else above[0].b
-        return f"{said}: {other} scores higher than {chosen.name}, but validation did not choose it."
+        return f"{said}: {other} is better than {chosen.name} on the texts that were scored, but was not chosen."
     if seeds < needed:
-        pairs = "one comparison" if len(tests) == 1 else f"{len(tests)} comparisons"
         had = "one seed" if seeds == 1 else f"{seeds} seeds"
-        return f"{said}: among {pairs}, {had} cannot be significant; set seeds = {needed} to let them."
+        among = f"among {comparisons}, " if of_all > 1 else "in one comparison, "
+        return f"{said}: {among}{had} cannot be significant; set seeds = {needed} to let them."
+    if len(shown) == len(tests):
+        return (
+            f"{said}: {chosen.name} is significantly better than all {len(shown)} it was tested against, others wait."
+        )
     if shown:
         return f"{said}: {chosen.name} is significantly better than {len(shown)} of {len(tests)} others only."
-    return f"{said}: no difference is significant after Holm's correction over {len(tests)} comparisons."
+    return f"{said}: no difference is significant after Holm's correction over {comparisons}."
 
 
 def _outpaced(rows: Sequence[Row], chosen: Row, recommended: Row, cost: Cost) -> list[str]:
-    names = [
-        row.name for row in rows if row.standing == "outpaced" and costs_of(row, cost) < costs_of(recommended, cost)
-    ]
+    limit = cost_of(recommended, cost)
+    names = [row.name for row in rows if row.standing == "outpaced" and cost_of(row, cost) < limit]
     if not names:
         return []
     return [f"Cheaper, but below every seed of {chosen.name}: {listed(names)}; more seeds would tell."]
 
 
 def _left_out(tied: Sequence[Row], sound: Sequence[Row], recommended: Row, cost: Cost) -> list[str]:
-    names = [row.name for row in tied if row not in sound and costs_of(row, cost) < costs_of(recommended, cost)]
+    limit = cost_of(recommended, cost)
+    names = [row.name for row in tied if row not in sound and cost_of(row, cost) < limit]
     return [f"Cheaper, but left out because some of its seeds failed: {', '.join(names)}."] if names else []
 
 
@@ -194,9 +215,9 @@ def _remarks(rows: Sequence[Row], chosen: Row) -> list[str]:
     return remarks
 
 
-def _one_seed(chosen: Row, split: str) -> str:
+def _one_seed(chosen: Row, choice: Choice, split: str) -> str:
     return (
-        f"Validation chooses {chosen.name} ({metric_title(chosen.metric)} {chosen.mean:.3f} on {split}), but with one "
+        f"{chosen.name}, {choice.clause}, has {metric_title(chosen.metric)} {chosen.mean:.3f} on {split}, but with one "
         "seed the spread over seeds is not known, so no difference can be told from chance and none is recommended. "
         f"Set seeds = {ENOUGH_SEEDS} or more in the recipe; 3 give a first reading."
     )

@@ -151,7 +151,7 @@ def _interval(trials: Sequence[TrialResult], values: Sequence[float], metric: st
         return None
     judged = [_cooled(trial, split) if metric in OF_PROBABILITIES else trial for trial in trials]
     known = uncertainty(values, resampled(judged, split, metric), texts)
-    return score_interval(statistics.fmean(values), known, metric, texts)
+    return None if known is None else score_interval(statistics.fmean(values), known, metric, texts)
 
 
 def _cooled(trial: TrialResult, split: str) -> TrialResult:
