@@ -71,7 +71,9 @@ def recomputed(stored: Stored, checks: Checks) -> Recomputed:
     by_data: dict[str, list[Row]] = {}
     names: dict[tuple[str, ...], str] = {}
     data = list(dict.fromkeys(trials[0].row["data"] for trials in groups))
-    for trials, stated in zip(sorted(groups, key=lambda one: data.index(one[0].row["data"])), said["rows"], strict=False):
+    for trials, stated in zip(
+        sorted(groups, key=lambda one: data.index(one[0].row["data"])), said["rows"], strict=False
+    ):
         row = Row(stated["name"], trials, split, stated["metric"])
         names[trials[0].key] = row.name
         by_data.setdefault(row.data, []).append(row)
@@ -96,7 +98,9 @@ def _curves(
     for trials in _grouped(stored.trials):
         name = names.get(trials[0].key, trials[0].row["name"])
         shares = sorted({one.share for one in trials})
-        rows = [(share, Row(name, [one for one in trials if one.share == share], split, asked[name])) for share in shares]
+        rows = [
+            (share, Row(name, [one for one in trials if one.share == share], split, asked[name])) for share in shares
+        ]
         rows = [(share, row) for share, row in rows if row.scores]
         if len(shares) > 1 and len(rows) > 1:
             found[name] = rows
@@ -177,9 +181,7 @@ def costs(row: Row) -> dict[str, float | None]:
     }
 
 
-def _check_interval(
-    where: str, stated: list[float] | None, ends: tuple[float, float] | None, checks: Checks
-) -> None:
+def _check_interval(where: str, stated: list[float] | None, ends: tuple[float, float] | None, checks: Checks) -> None:
     for place, name in enumerate(("low", "high")):
         checks.close(f"{where}, {name}", stated and stated[place], ends and ends[place])
 
@@ -240,7 +242,13 @@ def _sentences(of_data: Outcome) -> list[Sentence]:
         if p is not None and p < 0.05:
             ends = test.interval or (test.difference, test.difference)
             low, high = ends if test.difference > 0 else (-ends[1], -ends[0])
-            numbers = {"difference": abs(test.difference), "low": low, "high": high, "p_adjusted": p, "seeds": test.seeds}
+            numbers = {
+                "difference": abs(test.difference),
+                "low": low,
+                "high": high,
+                "p_adjusted": p,
+                "seeds": test.seeds,
+            }
             found.append(Sentence("tests", "is better than", numbers, list(numbers.values())))
     still = [test for test in of_data.tests if test.p is not None and of_data.adjusted[id(test)] >= 0.05]
     if still:
@@ -328,4 +336,3 @@ def more_labels(found: Recomputed) -> list[float]:
             mean = statistics.fmean(gap[0])
             pool += [sign * mean, len(gap[0]), *(sign * end for end in gap[1].ends(mean, 0.05 / len(steps)))]
     return pool
-

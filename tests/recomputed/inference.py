@@ -62,7 +62,9 @@ class Variance:
         """Returns `width`, exact where `1 - tail / 2` would round to 1."""
         total = self.seeds + self.texts
         pairs = ((self.seeds, self.seeds_degrees), (self.texts, self.texts_degrees))
-        return sum(share / total * float(stats.t.isf(tail / 2, max(degrees, 1))) for share, degrees in pairs if share > 0)
+        return sum(
+            share / total * float(stats.t.isf(tail / 2, max(degrees, 1))) for share, degrees in pairs if share > 0
+        )
 
 
 def variance(scores: Sequence[float], draws: FloatArray, texts: int) -> Variance:
@@ -342,7 +344,9 @@ def chosen_of(rows: Sequence[Row]) -> Row | None:
     by_validation = all(math.isfinite(row.validation) for row in usable)
     best = None
     for row in usable:
-        if best is None or _better(row.metric, *((one.validation if by_validation else one.mean) for one in (row, best))):
+        if best is None or _better(
+            row.metric, *((one.validation if by_validation else one.mean) for one in (row, best))
+        ):
             best = row
     return best
 

@@ -26,7 +26,9 @@ WISHES = [(kind, least) for kind in ("precision", "recall") for least in (0.8, 0
 def best_first(rows: Sequence[Row]) -> list[Row]:
     """Returns rows on one data set by their means; scores that differ by rounding alone are equal."""
     sign = 1.0 if rows[0].metric in LOWER_IS_BETTER else -1.0
-    return sorted(rows, key=lambda row: (math.isnan(row.mean), 0.0 if math.isnan(row.mean) else round(sign * row.mean, 12)))
+    return sorted(
+        rows, key=lambda row: (math.isnan(row.mean), 0.0 if math.isnan(row.mean) else round(sign * row.mean, 12))
+    )
 
 
 def telling(rows: Sequence[Row]) -> list[Row]:
@@ -231,7 +233,10 @@ def weak_spots(chosen: Row, others: Sequence[Row], held: Texts | None) -> list[t
         texts = np.flatnonzero(truth[:, label])
         if len(texts):
             own = label_drawn(chosen, label)
-            looks += [(Slice("label", name, texts), "f1", row.name, gap(label_drawn(row, label), own, len(texts))) for row in rows]
+            looks += [
+                (Slice("label", name, texts), "f1", row.name, gap(label_drawn(row, label), own, len(texts)))
+                for row in rows
+            ]
     found_spots = []
     for (part, metric, other, one), p in zip(looks, holm([one.p for *_, one in looks]), strict=True):
         gain = one.difference * (-1.0 if metric in LOWER_IS_BETTER else 1.0)

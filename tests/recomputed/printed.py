@@ -14,7 +14,9 @@ UNITS = {
 UNKNOWN = ("", "–", "None", "nan")
 PLAIN = re.compile(r"([-−+]?)(\d[\d,]*(?:\.\d+)?)(?:e([+-]?\d+))?\s*([A-Za-z%]*)")
 LONG = re.compile(r"(?:(\d+) h )?(\d+) min(?: (\d+) s)?")
-IN_WORDS = re.compile(r"(?<![\w.#-])[-−+]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?:(?: min \d+ s| h \d+ min)|(?: ?(?:kB|MB|GB|[KMGT%]|s))\b)?")
+IN_WORDS = re.compile(
+    r"(?<![\w.#-])[-−+]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?: min \d+ s\b| h \d+ min\b| ?(?:kB|MB|GB|[KMGT]|s)\b| ?%)?"
+)
 
 
 @dataclass(frozen=True)
@@ -103,11 +105,15 @@ class Checks:
             self.count += 1
             found = read(text)
             if found is not None and not any(fits(found, sign * value) for value in known for sign in (1, -1)):
-                self.wrong.append(f"{where}: {text!r} follows from no recomputed number, in {sentence!r}")
+                self.wrong.append(f"{where}: {text!r} follows from no recomputed number, in {_short(sentence)!r}")
 
     def skip(self, what: str) -> None:
         if what not in self.skipped:
             self.skipped.append(what)
+
+
+def _short(sentence: str) -> str:
+    return sentence if len(sentence) <= 100 else f"{sentence[:100]} …"
 
 
 def fits(found: Read, expected: float, relative: float = 1e-6) -> bool:

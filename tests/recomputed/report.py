@@ -49,13 +49,17 @@ class _Page:
     def _answer(self) -> None:
         answer = self.page.named("answer")
         self.checks.equal("page: recommended", answer.one("strong").text() or None, self.found.recommended)
+        reason = " ".join(self.stored.comparison["verdict"]["reason"].split())
+        self.checks.equal("page: answer has the reason of comparison.json", reason in answer.text(), True)
         check_reason("page: answer", answer.one("div", "answer").text(), self.found, self.checks)
         claims = self.stored.comparison["claims"]
         points = [point.text() for point in answer.one("ul", "points").all("li")]
         self.checks.equal("page: number of key points", len(points), len(claims))
         for point, claim in zip(points, claims, strict=False):
             text = " ".join(claim["text"].split())
-            self.checks.equal(f"page: key point {text[:50]!r} is a claim of comparison.json", point.startswith(text), True)
+            self.checks.equal(
+                f"page: key point {text[:50]!r} is a claim of comparison.json", point.startswith(text), True
+            )
         for tile in answer.one("dl", "tiles").all("div"):
             self._tile(tile.one("dt").text(), tile.one("dd", "value").text(), tile.one("dd", "detail").text())
 
@@ -64,7 +68,10 @@ class _Page:
         where = f"page: tile {name!r}"
         best = insights.best_first([row for row in rows if math.isfinite(row.mean)] or rows)[0]
         if name == "Finished":
-            counts = [sum(one.row["status"] == status for one in trials) for status in ("done", "failed", "running", "pending")]
+            counts = [
+                sum(one.row["status"] == status for one in trials)
+                for status in ("done", "failed", "running", "pending")
+            ]
             self.checks.printed(where, value, counts[0])
             self.checks.among(where, detail, [len(trials), *counts[1:], counts[2] + counts[3]])
         elif "mean" in name:
@@ -110,7 +117,9 @@ class _Page:
                 self._ends(f"{where}, interval", cell.under, row.interval)
             elif title == "Seeds":
                 self._number(f"{where}, {title}", Cell(cell.text.partition(" of ")[0], "", cell.value), len(row.scores))
-                self.checks.equal(f"{where}, trials", cell.text.partition(" of ")[2] or str(len(row.scores)), str(len(row.trials)))
+                self.checks.equal(
+                    f"{where}, trials", cell.text.partition(" of ")[2] or str(len(row.scores)), str(len(row.trials))
+                )
                 self.checks.printed(f"{where}, spread over seeds", cell.under, row.spread)
             elif title in names:
                 self._number(f"{where}, {title}", cell, known[names[title]])
@@ -130,7 +139,9 @@ class _Page:
         tied = standing in NEAR and row.has_known_spread and not row.degenerate
         self.checks.equal(f"{where}, tied", any(body.all("span", "tied")), tied)
         self.checks.equal(f"{where}, degenerate", any(body.all("span", "degenerate")), bool(row.degenerate))
-        self.checks.equal(f"{where}, recommended", any(body.all("span", "recommended")), row.name == self.found.recommended)
+        self.checks.equal(
+            f"{where}, recommended", any(body.all("span", "recommended")), row.name == self.found.recommended
+        )
         for mark in body.all("span", "failed"):
             self.checks.among(where, mark.text(), [len(row.failed)])
         reasons = [number for numbers in row.degenerate.values() for number in numbers]
@@ -194,7 +205,9 @@ class _Page:
                 for heading, key in (("Texts", "support"), ("Precision", "precision"), ("Recall", "recall"), ("F1", "f1"),
                                      ("ROC-AUC", "roc_auc"), ("Threshold", "threshold")):  # fmt: skip
                     if heading in line:
-                        self.checks.printed(f"page: {title!r}, {known['label']}, {heading}", line[heading].text, known[key])
+                        self.checks.printed(
+                            f"page: {title!r}, {known['label']}, {heading}", line[heading].text, known[key]
+                        )
                 if "Threshold" in line and line["Threshold"].under:
                     ends = known["threshold lowest"], known["threshold highest"]
                     self._ends(f"page: {title!r}, {known['label']}, thresholds", line["Threshold"].under, ends)
@@ -258,9 +271,21 @@ class _Page:
         if "true" in figure.table.columns:
             same = [line["texts"].text for line in figure.table.rows if line["true"].text == line["predicted"].text]
             pool.append(sum(float(text) for text in same))
+        if {"score", "seed", "configuration"} <= set(figure.table.columns):
+            pool += self._means_of(figure)
         names = [*self.found.names, "95 %", *(f"f{one}" for one in range(10))]
         self.checks.among(f"page: words of {figure.key}", figure.words, pool, names)
         self.checks.among(f"page: caption of {figure.key}", figure.caption, pool, names)
+
+    def _means_of(self, figure: Figure) -> list[float]:
+        """Returns the mean over seeds of each configuration in the table, and what its settings have of numbers."""
+        pool: list[float] = []
+        for name in dict.fromkeys(line["configuration"].text for line in figure.table.rows):
+            lines = [line for line in figure.table.rows if line["configuration"].text == name]
+            pool.append(statistics.fmean(float(line["score"].text) for line in lines))
+            if row := self.found.row(name):
+                pool += [float(one) for one in row.first.settings.values() if isinstance(one, int | float)]
+        return pool
 
     def _facts_of(self, figure: Figure) -> list[float]:
         if not figure.key.startswith("audit-"):
@@ -272,7 +297,11 @@ class _Page:
     def _drawn(self, figure: Figure) -> None:
         """Checks that the numbers of the drawing are those of the table, so far as they have the same names."""
         columns = {title.replace(" ", "_"): title for title in figure.table.columns}
-        own = [rows for rows in figure.drawn if rows and set(columns) <= set(rows[0]) and len(rows) >= len(figure.table.rows)]
+        own = [
+            rows
+            for rows in figure.drawn
+            if rows and set(columns) <= set(rows[0]) and len(rows) >= len(figure.table.rows)
+        ]
         if not own and figure.table.rows:
             self.checks.skip(f"the drawing of figure {figure.key}, which has its numbers under other names")
         for rows in own[:1]:
@@ -486,7 +515,9 @@ class _Page:
         entries = self._entries()
         self.checks.equal("page: budgets", len(table.rows), len(entries))
         for line in table.rows:
-            keys = {title: line[name].text for title, name in (("data", "Data"), ("backbone", "Backbone")) if name in line}
+            keys = {
+                title: line[name].text for title, name in (("data", "Data"), ("backbone", "Backbone")) if name in line
+            }
             rows = next((rows for (data, backbone, entry), rows in entries.items()
                          if entry == line["Method"].text and keys.get("data", data) == data
                          and keys.get("backbone", backbone) == backbone), [])  # fmt: skip
@@ -495,7 +526,13 @@ class _Page:
             self._number(f"{where}, trials", line["Trials"], sum(len(row.trials) for row in rows))
             values = {key: [one for one in dict.fromkeys(str(row.first.settings.get(key)) for row in rows) if one != "None"]
                       for key in rows[0].first.settings} if rows else {}  # fmt: skip
-            numbers = [float(value) for known in values.values() if len(known) > 1 for value in known if _value(value) is not None]
+            numbers = [
+                float(value)
+                for known in values.values()
+                if len(known) > 1
+                for value in known
+                if _value(value) is not None
+            ]
             self.checks.among(f"{where}, values", line["Values"].text, numbers, self._words_in(rows))
             printed = {one.value for text in in_words(line["Values"].text, self._words_in(rows)) if (one := read(text))}
             self.checks.equal(f"{where}, values left out", sorted(set(numbers) - printed), [])
@@ -525,7 +562,9 @@ class _Page:
         for line in table.rows:
             row = self.found.row(line["Configuration"].text)
             if row is None:
-                self.checks.wrong.append(f"page: calibration errors name {line['Configuration'].text!r}, no configuration")
+                self.checks.wrong.append(
+                    f"page: calibration errors name {line['Configuration'].text!r}, no configuration"
+                )
                 continue
             where, found = f"page: calibration of {row.name!r}", insights.calibration(row)
             self._number(f"{where}, error as trained", line["Error as trained"], found.error)
@@ -541,7 +580,9 @@ class _Page:
             row = leads[line["Data"].text] if "Data" in line else next(iter(leads.values()))
             least = read(line["At least"].text)
             where = f"page: threshold for {line['Wished'].text} {line['At least'].text} of {line['Label'].text!r}"
-            found = insights.operating_point(row, line["Label"].text, line["Wished"].text, least.value if least else 0.0)
+            found = insights.operating_point(
+                row, line["Label"].text, line["Wished"].text, least.value if least else 0.0
+            )
             titles = {"Seeds that reach it": "reached", "Seeds": "seeds", "Threshold": "threshold",
                       "Precision": "precision", "Recall": "recall"}  # fmt: skip
             for title, key in titles.items():
@@ -583,7 +624,9 @@ class _Page:
             if not rows or rows[0].texts < 20:
                 continue
             others = [row for row in rows[1:] if not row.is_baseline]
-            for part, metric, other, gap, holds in insights.weak_spots(rows[0], others, self._same_texts(name, rows[0])):
+            for part, metric, other, gap, holds in insights.weak_spots(
+                rows[0], others, self._same_texts(name, rows[0])
+            ):
                 expected[other, part.column, part.value] = part, metric, gap, holds
         self.checks.equal("page: weak spots", len(table.rows), min(len(expected), 200))
         for line in table.rows:

@@ -187,9 +187,7 @@ def read_run(folder: Path) -> Stored:
             values = {one["name"]: float("nan") if one["value"] is None else one["value"] for one in at}
             trial.history.append((step, at[0]["epoch"], values))
         trial.losses = [
-            (one["step"], one["loss"])
-            for one in steps
-            if one["trial"] == trial.row["id"] and one["loss"] is not None
+            (one["step"], one["loss"]) for one in steps if one["trial"] == trial.row["id"] and one["loss"] is not None
         ]
         trial.training_rate = _training_rate(trial, trials, steps)
     return Stored(folder, trials, meta["data"], meta.get("cost", "trainable"), looks)
@@ -224,6 +222,8 @@ def _predictions(path: Path, several: bool) -> dict[str, tuple[NDArray[Any], NDA
 
 def _training_rate(trial: Trial, trials: Sequence[Trial], steps: Sequence[dict[str, Any]]) -> float | None:
     """Returns the texts a second of a trial's fleet: of its finished trials, whose seconds are shares of the fleet's."""
-    fleet = {one.row["id"]: one.row["seconds"] for one in trials if one.is_done and one.row["fleet"] == trial.row["fleet"]}
+    fleet = {
+        one.row["id"]: one.row["seconds"] for one in trials if one.is_done and one.row["fleet"] == trial.row["fleet"]
+    }
     texts, seconds = [one["texts"] for one in steps if one["trial"] in fleet], sum(fleet.values())
     return sum(texts) / seconds if texts and seconds else None
