@@ -7,7 +7,9 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,11 +41,6 @@ def usable(row: Row) -> list[Trial]:
     return [one for one in row.scored() if one.has_numbers(row.split)]
 
 
-def temperature(trial: Trial) -> float:
-    held = trial.predictions.get("validation")
-    return 1.0 if held is None else scores.temperature(*held, trial.several)
-
-
 @dataclass(frozen=True)
 class Calibration:
     """One configuration's confidences before and after temperature."""
@@ -54,9 +51,10 @@ class Calibration:
     bins: dict[str, list[tuple[float, float, int, float, float]]]
 
 
+@cache
 def calibration(row: Row) -> Calibration:
     trials = usable(row)
-    temperatures = [temperature(one) for one in trials]
+    temperatures = [one.temperature for one in trials]
     stages = {"as trained": [1.0] * len(trials), "calibrated": temperatures}
     found, errors = {}, {}
     for stage, values in stages.items():
@@ -75,7 +73,7 @@ def operating_point(row: Row, label: str, kind: str, least: float) -> dict[str, 
     column = row.first.label_names.index(label)
     found: list[tuple[float, float | None, float | None]] = []
     for trial in trials:
-        heat = temperature(trial)
+        heat = trial.temperature
         pairs = {}
         for split in ("validation", row.split):
             labels, logits = trial.predictions[split]
@@ -304,3 +302,48 @@ def expected_best(rows: Sequence[Row]) -> list[tuple[int, float, float]]:
             sums = (math.fsum(n * one[place] for n, one in zip(ways, ranked, strict=True)) for place in (0, 1))
             found.append((tried, *(one / math.comb(len(ranked), tried) for one in sums)))
     return [(tried, validation, scored) for tried, validation, scored in found]
+
+
+@cache
+def label_records(row: Row) -> list[dict[str, Any]]:
+    """Returns each label's scores against the rest, means over seeds."""
+    trials = usable(row)
+    records = []
+    for place, label in enumerate(row.first.label_names):
+        found: dict[str, list[float]] = {name: [] for name in ("precision", "recall", "f1", "roc_auc")}
+        support = 0
+        for one in trials:
+            truth = one.sets(one.predictions[row.split][0])[:, place]
+            chosen = one.sets(one.decided(row.split))[:, place]
+            support, hits = int(truth.sum()), int((truth & chosen).sum())
+            found["precision"].append(hits / int(chosen.sum()) if chosen.any() else 0.0)
+            found["recall"].append(hits / support if support else 0.0)
+            found["f1"].append(2 * hits / (support + int(chosen.sum())) if support or chosen.any() else 0.0)
+            found["roc_auc"].append(_area(one, row.split, place))
+        record: dict[str, Any] = {"label": label, "support": support, "configuration": row.name, "seeds": len(trials)}
+        record |= {name: statistics.fmean(values) for name, values in found.items()}
+        record["roc auc"] = record["roc_auc"]
+        record |= {"f1 lowest": min(found["f1"]), "f1 highest": max(found["f1"])}
+        if row.first.several:
+            own = [float(one.thresholds[place]) for one in trials]
+            record |= {"threshold": statistics.fmean(own), "threshold lowest": min(own), "threshold highest": max(own)}
+        records.append(record)
+    return records
+
+
+def _area(trial: Trial, split: str, label: int) -> float:
+    return float(trial.judged(split).areas()[label])
+
+
+def majority(row: Row) -> float | None:
+    """Returns what always giving the most frequent answer scores, where that says something."""
+    labels = row.scored()[0].predictions[row.split][0]
+    if row.first.several:
+        if row.metric != "exact_match":
+            return None
+        return float(np.unique(labels, axis=0, return_counts=True)[1].max() / len(labels))
+    if not row.metric.startswith(("accuracy", "f1", "precision", "recall")):
+        return None
+    most = np.bincount(labels).argmax()
+    logits = np.tile(np.eye(len(row.first.label_names))[most], (len(labels), 1))
+    return scores.Judged(labels, logits, np.full(len(labels), most), False).score(row.metric)

@@ -79,6 +79,12 @@ class Trial:
             return np.full(len(self.label_names), 0.5)
         return scores.tuned(held[0], scores.probabilities(held[1], True))
 
+    @cached_property
+    def temperature(self) -> float:
+        """What logits are divided by, fitted on validation."""
+        held = self.predictions.get("validation")
+        return 1.0 if held is None else scores.temperature(*held, self.several)
+
     def thresholds_on(self, split: str) -> NDArray[np.float64]:
         """By which the texts of a split are judged: those of validation by the other folds' `(texts, labels)`."""
         labels, logits = self.predictions[split]
