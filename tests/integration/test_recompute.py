@@ -111,7 +111,7 @@ def write(run: Path) -> None:
 
 
 def teach(run: Path) -> None:
-    """Gives every trial logits that know something: untrained tiny models are degenerate, and little is said of them."""
+    """Gives every trial logits that know something: tiny models learn little, and little is said of them."""
     with closing(sqlite3.connect(run / "ledger.sqlite")) as db:
         named = dict(db.execute("SELECT id, name FROM trials"))
     for number, path in enumerate(sorted(run.glob("trials/*/predictions.parquet"))):

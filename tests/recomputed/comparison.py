@@ -19,10 +19,11 @@ from tests.recomputed.inference import (
     loss_at_chance,
     outcome,
     still_falling,
+    within,
 )
 from tests.recomputed.printed import Checks
 from tests.recomputed.scores import LOWER_IS_BETTER
-from tests.recomputed.stored import Stored, Trial
+from tests.recomputed.stored import FLOOR, Stored, Trial
 
 NEAR = ("chosen", "tied", "ahead")
 
@@ -183,7 +184,7 @@ def costs(row: Row) -> dict[str, float | None]:
 
 def _check_interval(where: str, stated: list[float] | None, ends: tuple[float, float] | None, checks: Checks) -> None:
     for place, name in enumerate(("low", "high")):
-        checks.close(f"{where}, {name}", stated and stated[place], ends and ends[place])
+        checks.close(f"{where}, {name}", stated[place] if stated else None, ends[place] if ends else None)
 
 
 def _check_test(stated: dict[str, Any], test: Pair, of_data: Outcome, checks: Checks) -> None:
@@ -229,9 +230,10 @@ def _check_claims(stated: Sequence[dict[str, Any]], found: Recomputed, checks: C
         if claim["evidence"] == "budget":
             _check_budget_claim(claim, found, checks)
     curves = [claim for claim in stated if claim["evidence"] == "data-curve"]
-    checks.equal("comparison.json: number of claims on more labels", len(curves), int(bool(found.curves)))
-    for claim in curves:
-        check_more_labels("comparison.json: claim on more labels", claim["text"], found, checks)
+    steps = last_steps(found)
+    checks.equal("comparison.json: number of claims on more labels", len(curves), len(steps))
+    for claim, step in zip(curves, steps, strict=False):
+        check_more_labels("comparison.json: claim on more labels", claim["text"], step, len(steps), found, checks)
 
 
 def _sentences(of_data: Outcome) -> list[Sentence]:
@@ -315,24 +317,31 @@ def _check_budget_claim(claim: dict[str, Any], found: Recomputed, checks: Checks
     checks.among(where, claim["text"], [*values, *(size for known in sizes.values() for size in known)], found.names)
 
 
-def check_more_labels(where: str, sentence: str, found: Recomputed, checks: Checks) -> None:
-    """Checks the numbers of what is said of more labels: amounts, the last step's gain, and its interval."""
-    checks.among(where, sentence, more_labels(found), [*found.names, "95 %"])
+Step = tuple[tuple[float, Row], tuple[float, Row]]
 
 
-def more_labels(found: Recomputed) -> list[float]:
+def last_steps(found: Recomputed) -> list[Step]:
+    """Returns the last two shares of the training texts of every curve, but of what learns nothing by design."""
     steps = []
     for points in found.curves.values():
         usable = [(share, row) for share, row in points if math.isfinite(row.mean)]
-        if len(usable) > 1:
+        if len(usable) > 1 and usable[0][1].first.row["kind"] != FLOOR:
             steps.append((usable[-2], usable[-1]))
-    pool: list[float] = [len(steps), 3]
-    for (before_share, before), (after_share, after) in steps:
-        pool += [before_share, after_share]
-        pool += [float(row.first.row["train_texts"]) for row in (before, after) if row.first.row.get("train_texts")]
-        gap = difference_of(after, before)
-        if gap is not None:
-            sign = -1.0 if after.metric in LOWER_IS_BETTER else 1.0
-            mean = statistics.fmean(gap[0])
-            pool += [sign * mean, len(gap[0]), *(sign * end for end in gap[1].ends(mean, 0.05 / len(steps)))]
-    return pool
+    return steps
+
+
+def check_more_labels(where: str, sentence: str, step: Step, steps: int, found: Recomputed, checks: Checks) -> None:
+    """Checks the numbers of what is said of more labels: amounts, the last step's gain, and its interval."""
+    (before_share, before), (after_share, after) = step
+    pool: list[float] = [steps, 3, before_share, after_share]
+    pool += [float(row.first.row["train_texts"]) for row in (before, after) if row.first.row.get("train_texts")]
+    gap = difference_of(after, before)
+    enough = gap is not None and len(gap[0]) >= (1 if after.is_baseline else 3)
+    checks.equal(f"{where}: {after.name!r} has an interval", "95 % interval" in sentence, enough)
+    if gap is not None and enough:
+        sign = -1.0 if after.metric in LOWER_IS_BETTER else 1.0
+        mean = statistics.fmean(gap[0])
+        low, high = sorted(sign * end for end in within(gap[1].ends(mean, 0.05 / steps), after.metric))
+        checks.equal(f"{where}: {after.name!r} still gains", ": yes, " in sentence, low > 0)
+        pool += [sign * mean, len(gap[0]), low, high]
+    checks.among(where, sentence, pool, [*found.names, "95 %"])

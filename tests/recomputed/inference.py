@@ -98,6 +98,12 @@ def interval(mean: float, known: Variance, metric: str, texts: int) -> tuple[flo
     return max(low, lowest), min(high, highest)
 
 
+def within(ends: tuple[float, float], metric: str) -> tuple[float, float]:
+    """Returns the ends of a difference's interval, no wider than two scores can lie apart."""
+    widest = math.inf if metric in ("loss", "log_loss") else 2.0 if metric == "matthews" else 1.0
+    return max(ends[0], -widest), min(ends[1], widest)
+
+
 @dataclass(eq=False)
 class Row:
     """One configuration's trials, and what follows from them on one split by one metric."""
@@ -297,7 +303,8 @@ def tested(a: Row, b: Row) -> Pair:
     right = [{one.row["seed"]: one.right(row.split) for one in row.scored()} for row in (a, b)]
     p_texts = mcnemar([(right[0][one], right[1][other]) for one, other in seeds])
     count = 0 if neither else len(differences)
-    return Pair(a, b, count, mean, known.ends(mean), p_seeds, p_texts, max(ps, default=None))
+    ends = within(known.ends(mean), a.metric)
+    return Pair(a, b, count, mean, ends, p_seeds, p_texts, max(ps, default=None))
 
 
 def sign_flips(differences: Sequence[float]) -> float:
@@ -389,10 +396,17 @@ def _standing(row: Row, chosen: Row, spread: float | None, degrees: int, tests: 
         return "tied"
     seeds = sum(0.0 if one.is_baseline else 1 / len(one.scores) for one in (row, chosen))
     known = Variance((spread or 0.0) * seeds, degrees, found[1].texts, found[1].texts_degrees)
-    low, high = known.ends(chosen.mean - row.mean, 0.05 / tests)
-    if low <= TINY and high >= -TINY:
-        return "tied"
-    return "behind" if (low > 0) != (row.metric in LOWER_IS_BETTER) else "ahead"
+    difference = chosen.mean - row.mean
+    if _reaches_zero(known.ends(difference, 0.05 / tests)):
+        own, others = list(row.scores.values()), list(chosen.scores.values())
+        below = min(own) > max(others) if row.metric in LOWER_IS_BETTER else max(own) < min(others)
+        of_texts = Variance(0.0, 0, known.texts, known.texts_degrees).ends(difference, 0.05 / tests)
+        return "outpaced" if below and not _reaches_zero(of_texts) else "tied"
+    return "behind" if (difference > 0) != (row.metric in LOWER_IS_BETTER) else "ahead"
+
+
+def _reaches_zero(ends: tuple[float, float]) -> bool:
+    return ends[0] <= TINY and ends[1] >= -TINY
 
 
 @dataclass(frozen=True)

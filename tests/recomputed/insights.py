@@ -128,7 +128,7 @@ def _by_length(lengths: Sequence[int]) -> list[Slice]:
     parts = []
     for owner in np.unique(owners):
         texts = np.flatnonzero(owners == owner)
-        low, high = min(lengths[place] for place in texts), max(lengths[place] for place in texts)
+        low, high = min(lengths[place] for place in texts.tolist()), max(lengths[place] for place in texts.tolist())
         words = f"{low:,} tokens" if low == high else f"{low:,} to {high:,} tokens"
         parts.append(Slice("length", words, texts))
     return parts if len(parts) > 1 else []
@@ -296,12 +296,13 @@ def expected_best(rows: Sequence[Row]) -> list[tuple[int, float, float]]:
         if len(ranked) <= 12:
             # In the order of the ranks the first of a choice is the best of it.
             best = [choice[0] for choice in combinations(ranked, tried)]
-            found.append((tried, *(statistics.fmean(one[place] for one in best) for place in (0, 1))))
+            validation, scored = (statistics.fmean(one[place] for one in best) for place in (0, 1))
         else:
             ways = [math.comb(len(ranked) - 1 - rank, tried - 1) for rank in range(len(ranked))]
             sums = (math.fsum(n * one[place] for n, one in zip(ways, ranked, strict=True)) for place in (0, 1))
-            found.append((tried, *(one / math.comb(len(ranked), tried) for one in sums)))
-    return [(tried, validation, scored) for tried, validation, scored in found]
+            validation, scored = (one / math.comb(len(ranked), tried) for one in sums)
+        found.append((tried, validation, scored))
+    return found
 
 
 @cache

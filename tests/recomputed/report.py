@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from tests.recomputed import insights
-from tests.recomputed.comparison import NEAR, Recomputed, check_more_labels, check_reason, costs, more_labels
+from tests.recomputed.comparison import NEAR, Recomputed, check_more_labels, check_reason, costs, last_steps
 from tests.recomputed.context import Context
 from tests.recomputed.figures import Figures
 from tests.recomputed.inference import Row
@@ -14,6 +14,11 @@ from tests.recomputed.page import Cell, Node, parse, table_of
 from tests.recomputed.printed import Checks
 from tests.recomputed.stored import Stored
 from tests.recomputed.tables import Tables
+
+LABEL_COLUMNS = {
+    "Texts": "support", "Precision": "precision", "Recall": "recall", "F1": "f1", "ROC-AUC": "roc_auc",
+    "Threshold": "threshold",
+}  # fmt: skip
 
 
 def check_page(stored: Stored, found: Recomputed, checks: Checks) -> None:
@@ -95,7 +100,7 @@ class _Page(Context):
         names = {
             "Trained": "trainable", "Bundle": "bundle_bytes", "Time": "seconds", "Peak memory": "peak_bytes",
             "Operations": "operations", "Texts/s in training": "texts_per_second",
-            "Texts/s in evaluation": "evaluation_texts_per_second", "Operations to serve a text": "serving_operations",
+            "Texts/s in evaluation": "evaluation_texts_per_second", "Operations per text served": "serving_operations",
         }  # fmt: skip
         for place, (title, cell) in enumerate(line.items()):
             if place == 0:
@@ -179,8 +184,7 @@ class _Page(Context):
             self.checks.equal(f"page: {title!r}, labels", len(lines), len(expected))
             for line in lines:
                 known = expected[line["Label"].text]
-                for heading, key in (("Texts", "support"), ("Precision", "precision"), ("Recall", "recall"), ("F1", "f1"),
-                                     ("ROC-AUC", "roc_auc"), ("Threshold", "threshold")):  # fmt: skip
+                for heading, key in LABEL_COLUMNS.items():
                     if heading in line:
                         self.checks.printed(
                             f"page: {title!r}, {known['label']}, {heading}", line[heading].text, known[key]
@@ -190,10 +194,13 @@ class _Page(Context):
                     self._ends(f"page: {title!r}, {known['label']}, thresholds", line["Threshold"].under, ends)
 
     def _more_labels(self) -> None:
+        """Checks the sentences above the curves over data size; key points are claims, and checked as those."""
         section = self.page.named("data-curve")
-        pool = bool(more_labels(self.found)) and bool(self.found.curves)
-        for node in (one for one in section.content if isinstance(one, Node) and one.tag == "p" and pool):
-            check_more_labels("page: would more labels help", node.text(), self.found, self.checks)
+        notes = [one for one in section.content if isinstance(one, Node) and one.tag == "p"]
+        steps = last_steps(self.found) if section.tag else []
+        self.checks.equal("page: sentences on more labels", len(notes), len(steps))
+        for node, step in zip(notes, steps, strict=False):
+            check_more_labels("page: on more labels", node.text(), step, len(steps), self.found, self.checks)
 
     def _audits(self) -> None:
         """Checks the facts of the data against the audit, and its split sizes against the predictions."""

@@ -227,7 +227,7 @@ def _predictions(path: Path, several: bool) -> dict[str, tuple[NDArray[Any], NDA
 
 
 def _training_rate(trial: Trial, trials: Sequence[Trial], steps: Sequence[dict[str, Any]]) -> float | None:
-    """Returns the texts a second of a trial's fleet: of its finished trials, whose seconds are shares of the fleet's."""
+    """Returns the texts a second of a trial's fleet: of its finished trials, whose seconds add up to its own."""
     fleet = {
         one.row["id"]: one.row["seconds"] for one in trials if one.is_done and one.row["fleet"] == trial.row["fleet"]
     }

@@ -54,15 +54,7 @@ class Tables(Context):
             where = f"page: budget of {line['Method'].text!r}"
             self._number(f"{where}, settings", line["Settings tried"], len(rows))
             self._number(f"{where}, trials", line["Trials"], sum(len(row.trials) for row in rows))
-            values = {key: [one for one in dict.fromkeys(str(row.first.settings.get(key)) for row in rows) if one != "None"]
-                      for key in rows[0].first.settings} if rows else {}  # fmt: skip
-            numbers = [
-                float(value)
-                for known in values.values()
-                if len(known) > 1
-                for value in known
-                if _value(value) is not None
-            ]
+            numbers = _varying_numbers(rows)
             self.checks.among(f"{where}, values", line["Values"].text, numbers, self._words_in(rows))
             printed = {one.value for text in in_words(line["Values"].text, self._words_in(rows)) if (one := read(text))}
             self.checks.equal(f"{where}, values left out", sorted(set(numbers) - printed), [])
@@ -109,8 +101,9 @@ class Tables(Context):
                       "Precision": "precision", "Recall": "recall"}  # fmt: skip
             for title, key in titles.items():
                 self._number(f"{where}, {title}", line[title], found[key], FITTED)
-        wished = len(insights.WISHES) * sum(len(row.first.label_names) if row.first.several else len(row.first.label_names) == 2
-                                            for row in leads.values() if not row.is_baseline)  # fmt: skip
+        names = [row.first.label_names for row in leads.values() if not row.is_baseline and row.first.several]
+        two = [row for row in leads.values() if not row.is_baseline and len(row.first.label_names) == 2]
+        wished = len(insights.WISHES) * (sum(map(len, names)) + sum(not row.first.several for row in two))
         self.checks.equal("page: thresholds for wishes, lines", len(table.rows), min(wished, 200))
 
     def _slice_scores(self, table: Table) -> None:
@@ -197,3 +190,13 @@ def _value(text: str) -> float | None:
     except ValueError:
         return None
     return found.value if found else None
+
+
+def _varying_numbers(rows: Sequence[Row]) -> list[float]:
+    """Returns the distinct numbers of each setting that varies between rows."""
+    found: list[float] = []
+    for name in dict.fromkeys(name for row in rows for name in row.first.settings):
+        values = dict.fromkeys(str(value) for row in rows if (value := row.first.settings.get(name)) is not None)
+        if len(values) > 1:
+            found += [number for value in values if (number := _value(value)) is not None]
+    return found
