@@ -232,7 +232,7 @@ def temperature(labels: NDArray[np.int64], logits: FloatArray, several: bool) ->
         judged = Judged(labels, logits / math.exp(log_t), labels, several)
         return float(judged._losses(0.0).sum()) * per_text + log_t**2 / 2
 
-    points = np.linspace(math.log(0.05), math.log(20.0), 200)
+    points = np.linspace(math.log(0.05), math.log(20.0), 60)
     best = int(np.argmin([cost(point) for point in points]))
     ends = points[max(best - 1, 0)], points[min(best + 1, len(points) - 1)]
     found = optimize.minimize_scalar(cost, bounds=ends, method="bounded", options={"xatol": 1e-9})
