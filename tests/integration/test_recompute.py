@@ -26,6 +26,7 @@ from fleetune.report.html import write_report
 from tests.conftest import BAD, GOOD, PLAIN
 from tests.recompute import main, recompute
 from tests.recomputed.printed import Checks, in_words, read
+from tests.recomputed.scores import Judged, draws_of
 
 ALLOWED = {"numpy", "scipy", "pandas", "pyarrow", "sklearn", "tests"}
 NOT_RECOMPUTED = {
@@ -230,3 +231,21 @@ def test_the_script_needs_a_folder(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.setattr(sys, "argv", ["recompute.py"])
     assert main() == 2
     assert "RUN_FOLDER" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("labels", [2, 4])
+def test_a_draw_scores_what_its_texts_do_when_each_is_written_as_often(several: bool, labels: int) -> None:
+    rng = np.random.default_rng(labels)
+    truth = rng.integers(0, 2, (40, labels)) if several else rng.integers(0, labels, 40)
+    logits = rng.normal(0.0, 1.5, (40, labels))
+    decided = (logits > 0.2).astype(np.int64) if several else logits.argmax(axis=1)
+    bases, averages = ("f1", "precision", "recall"), ("macro", "micro", "weighted")
+    metrics = [f"{base}_{average}" for base in bases for average in averages]
+    metrics += ["matthews", "roc_auc", "log_loss", "ece", "loss", "exact_match" if several else "accuracy"]
+    for draw in draws_of(40)[:5]:
+        again = np.repeat(np.arange(40), draw.astype(int))
+        repeated = Judged(truth[again], logits[again], decided[again], several)
+        for metric in metrics + (["f1"] if labels == 2 and not several else []):
+            drawn = Judged(truth, logits, decided, several).drawn(metric, draw[None, :])[0]
+            assert drawn == pytest.approx(repeated.score(metric), abs=1e-12), metric
