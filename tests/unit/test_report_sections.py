@@ -22,11 +22,12 @@ from fleetune.report.figures.cost import TRAINABLE, pareto_front, quality_agains
 from fleetune.report.figures.curves import banded
 from fleetune.report.figures.growth import data_curve_figure, expected_best_figure
 from fleetune.report.figures.sweeps import numeric_axes, scores_by_split, sweep_panels, sweep_table
+from fleetune.report.found import findings_of
 from fleetune.report.html import render, rendered
 from fleetune.report.overview import overview, pairs_table
 from fleetune.report.page import build_page
 from fleetune.report.table import Column, table_view
-from tests.unit.synthetic_runs import binary_run, grid_run, multi_class_run, trial, troubled_run, with_tests
+from tests.unit.synthetic_runs import binary_run, grid_run, multi_class_run, run, trial, troubled_run, with_tests
 
 PLACES = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=12)
 
@@ -287,3 +288,24 @@ def test_specifications_hold_no_more_rows_than_the_numbers() -> None:
     synthetic = grid_run(seeds=2, evaluations=2)
     for figure in build_page(synthetic, with_tests(synthetic)).figures:
         assert len(json.dumps(figure.spec())) < 60_000
+
+
+def test_of_settings_that_validation_does_not_tell_apart_no_test_score_chooses() -> None:
+    kept = [trial("lora", seed, ["no", "yes"], quality=0.6, training={"learning_rate": 1e-3}) for seed in range(2)]
+    lucky = [
+        trial("lora", seed, ["no", "yes"], quality=0.9, variant=1, training={"learning_rate": 1e-4})
+        for seed in range(2)
+    ]
+    lucky = [
+        replace(one, predictions=one.predictions | {"validation": other.predictions["validation"]})
+        for one, other in zip(lucky, kept, strict=True)
+    ]
+    made = run([*kept, *lucky])
+    comparison = compare(made.trials)
+    assert comparison.ranked[0].name != comparison.rows[0].name
+    part = findings_of(made, comparison).on_training[0]
+    assert part is not None
+    chosen = [column.title for column in part.tables[0].columns].index("Chosen on validation")
+    assert part.tables[0].rows[0][chosen].text == comparison.rows[0].name == comparison.references["tweets"]
+    best = part.figures[0].frame().set_index("settings_tried")
+    assert best.loc[2, "scored"] == pytest.approx(comparison.rows[0].mean)

@@ -58,7 +58,7 @@ def findings_of(run: Run, comparison: Comparison) -> Findings:
     scored = {name: _lead_first(rows, comparison) for name, rows in by_data.items()}
     scored = {name: rows for name, rows in scored.items() if rows}
     return Findings(
-        on_training=[_budget(by_data), _data_curve(run, comparison)],
+        on_training=[_budget(comparison.rows), _data_curve(run, comparison)],
         on_texts=[
             _calibration(scored, split),
             _slices(scored, split, run.texts),
@@ -78,8 +78,11 @@ def _lead_first(rows: Sequence[Row], comparison: Comparison) -> list[Row]:
     return usable if lead is None else [lead, *(row for row in usable if row is not lead)]
 
 
-def _budget(by_data: Mapping[str, Sequence[Row]]) -> Part | None:
-    rows = [row for members in by_data.values() for row in members]
+def _budget(rows: Sequence[Row]) -> Part | None:
+    """Returns the budgets of rows in the recipe's order: where validation is equal, no test score may decide."""
+    by_data: dict[str, list[Row]] = {}
+    for row in rows:
+        by_data.setdefault(row.configuration.first.data, []).append(row)
     found = budget.budgets(rows)
     if not found:
         return None
