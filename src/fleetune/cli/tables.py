@@ -151,6 +151,8 @@ def describe_prediction(prediction: dict[str, Any]) -> str:
 
 def _remarks(row: Row) -> list[str]:
     remarks = ["baseline"] if row.is_baseline else []
+    if row.interval_over == "texts" and not row.is_baseline:
+        remarks.append("interval over texts alone")
     if row.tied_with_best:
         remarks.append("not told from the best")
     if row.degenerate and row.is_baseline:

@@ -80,7 +80,7 @@ def pairs_table(tests: Sequence[PairTest], key: str = "tests") -> TableView | No
         title="Tests of pairs",
         caption="Difference: mean of the first less mean of the second on the same texts, over the seeds both have, "
         "with its 95 % interval over seeds and texts. p over seeds: exact sign-flip test. p over texts: McNemar's "
-        "test, of these trained classifiers alone. p adjusted: Holm's correction over every pair in the table; a "
+        "test, of these trained classifiers alone. p adjusted: Holm's correction over every pair asked of the run; a "
         "difference is demonstrated below 0.05. Seeds needed: the fewest with which a pair could be.",
         columns=headings,
         rows=[_test_cells(test, several) for test in tests[:MAX_TESTS]],
@@ -112,7 +112,7 @@ def _line(row: Row, recommended: str | None, costs: Sequence[Cost]) -> Line:
         settings=_settings(row),
         marks=_marks(row, recommended),
         cells=[
-            Cell(words.score(row.mean), _finite(row.mean), words.between(row.interval) if row.interval else ""),
+            Cell(words.score(row.mean), _finite(row.mean), _interval(row)),
             Cell(seeds, len(row.scores), spread),
             *(Cell(cost.write(cost.value(row)), _finite(cost.value(row)), cost.detail(row)) for cost in costs),
         ],
@@ -180,6 +180,14 @@ def _problems(row: Row) -> list[str]:
         elif trial.status != "done":
             problems.append(f"Seed {trial.seed} is {trial.status}.")
     return problems
+
+
+def _interval(row: Row) -> str:
+    """Returns the interval in words; of one trained seed it is about the texts alone, and says so."""
+    if row.interval is None:
+        return ""
+    alone = " (texts alone)" if row.interval_over == "texts" and not row.is_baseline else ""
+    return words.between(row.interval) + alone
 
 
 def _finite(value: float | None) -> float | None:

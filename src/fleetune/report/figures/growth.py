@@ -68,7 +68,7 @@ def data_curve_figure(table: pd.DataFrame, metric: str, key: str) -> Figure | No
     return Figure(
         key=key,
         title=f"{words.capitalised(title)} by {unit}",
-        caption="A line is the mean over seeds, its band the 95 % t-interval over seeds."
+        caption="A line is the mean over seeds, its band the 95 % interval over seeds and texts."
         + (f" The first {len(names)} of {of_all} configurations." if of_all > len(names) else ""),
         alternative=f"Lines of {title} by {unit}: {listed(pairs)}.",
         table=shown,
