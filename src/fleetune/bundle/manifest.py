@@ -145,7 +145,7 @@ class Manifest(_Part):
             classes = classes_from(self.labels, self.label_type)
         except (ValueError, OverflowError):
             raise ValueError(f"a label is no {self.label_type}") from None
-        if len(classes) != len(self.labels):
+        if len(classes) != len(self.labels) or (self.label_type == "bool" and not {"True", "False"} >= {*self.labels}):
             raise ValueError(f"the labels are not what a label that is a {self.label_type} can be")
         return self
 
