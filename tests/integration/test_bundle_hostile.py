@@ -405,7 +405,7 @@ def test_tensor_files_are_held_to_header_shape_type_and_values(
         header[name]["data_offsets"] = offsets
         text = json.dumps(header).encode()
         hostile[f"offsets {offsets}"] = struct.pack("<Q", len(text)) + text + whole[8 + size :]
-    changed = {
+    changed: dict[str, dict[str, torch.Tensor]] = {
         "missing": {key: value for key, value in tensors.items() if key != name},
         "more": {**tensors, "evil.weight": torch.zeros(3)},
         "renamed": {("evil" if key == name else key): value for key, value in tensors.items()},
@@ -415,7 +415,8 @@ def test_tensor_files_are_held_to_header_shape_type_and_values(
         "nan": {**tensors, name: torch.full_like(tensors[name], float("nan"))},
         "infinite": {**tensors, name: torch.full_like(tensors[name], float("-inf"))},
     }
-    for number, content in enumerate([*hostile.values(), *changed.values()]):
+    contents: list[bytes | dict[str, torch.Tensor]] = [*hostile.values(), *changed.values()]
+    for number, content in enumerate(contents):
         folder = Path(shutil.copytree(wholes[form], tmp_path / str(number)))
         if isinstance(content, bytes):
             (folder / path.name).write_bytes(content)

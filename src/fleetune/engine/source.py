@@ -29,8 +29,12 @@ def find_folder(config: BackboneConfig) -> Path:
     """
     if config.model.startswith(PREFIX):
         return embedded_folder(config.model)
-    folder = Path(config.model).expanduser()
-    if folder.is_dir():
+    try:
+        folder = Path(config.model).expanduser()
+        is_folder = folder.is_dir()
+    except (OSError, ValueError, RuntimeError):
+        raise BackboneError(f"backbone {config.model[:80]!r} is no name of a folder or of a model") from None
+    if is_folder:
         return _with_weights(folder)
     if folder.is_absolute() or config.model.startswith((".", "~")) or config.model.count("/") > 1:
         raise BackboneError(f"backbone folder {config.model} does not exist")

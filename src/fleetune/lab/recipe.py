@@ -216,9 +216,14 @@ def _backbone_name(config: BackboneConfig) -> str:
 
 def _found_from(base: Path, config: BackboneConfig) -> BackboneConfig:
     """Returns the configuration with a model folder beside the recipe made absolute; any other name is a hub name."""
-    folder = base / Path(config.model).expanduser()
-    if config.model.startswith(EMBEDDED) or not folder.is_dir():
+    if config.model.startswith(EMBEDDED):
         return config
+    try:
+        folder = base / Path(config.model).expanduser()
+        if not folder.is_dir():
+            return config
+    except (OSError, ValueError, RuntimeError):
+        return config  # too long for a path, or the home of somebody unknown
     return config.model_copy(update={"model": str(folder.resolve())})
 
 
