@@ -13,7 +13,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 RAYON_NUM
 	TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup demo test test-all lint format bench bench-gpu clean
+.PHONY: help setup demo test test-all lint audit format bench bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,11 @@ lint: $(SYNCED)  ## ruff, mypy, import layers, rules of the package
 	$(BIN)/mypy src tests tools $(wildcard benchmarks/*.py)
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m tools.check_package src/fleetune
+
+audit: $(SYNCED)  ## known vulnerabilities and licences of the locked dependencies; needs a network
+	$(BIN)/python -m tools.check_licences
+	PATH="$$PWD/.uv/bin:$$PATH" uv sync --locked --inexact --quiet --group audit
+	$(BIN)/python -m tools.check_vulnerabilities
 
 format: $(SYNCED)  ## sort imports, format, fix what can be fixed safely
 	$(BIN)/ruff check --fix

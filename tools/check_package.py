@@ -2,7 +2,8 @@
 
 1. No file passes 400 lines, unless a comment near its top gives the reason: `# length: <reason>`.
 2. Nothing that runs code found in data: no pickle in any dress (cloudpickle, joblib, `torch.load`), no `eval` or
-   `exec`, no `trust_remote_code=True`, no `shell=True`.
+   `exec`, no `trust_remote_code=True`, no shell, no YAML but the safe kind, and models from safetensors only.
+   A name that is put together while the program runs is out of its reach.
 
 Usage: python -m tools.check_package src/fleetune
 """
@@ -20,22 +21,44 @@ REASON_WITHIN_LINES = 20
 TEXT_SUFFIXES = {".py", ".html", ".j2", ".jinja", ".css", ".js"}
 LENGTH_REASON = re.compile(r"(?:#|//|/\*|<!--|\{#)\s*length:\s*\w+")
 
-FORBIDDEN_MODULES = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+FORBIDDEN_MODULES = {
+    "_pickle",
+    "cloudpickle",
+    "dill",
+    "joblib",
+    "jsonpickle",
+    "marshal",
+    "pickle",
+    "pickletools",
+    "runpy",
+    "shelve",
+}
 FORBIDDEN_NAMES = {
+    "builtins.compile",
     "builtins.eval",
     "builtins.exec",
     "os.popen",
     "os.system",
+    "subprocess.getoutput",
+    "subprocess.getstatusoutput",
     "torch.hub.load",
     "torch.jit.load",
     "torch.load",
     "torch.save",
     "torch.serialization.load",
     "torch.serialization.save",
+    "yaml.full_load",
+    "yaml.full_load_all",
+    "yaml.unsafe_load",
+    "yaml.unsafe_load_all",
 }
 FORBIDDEN_ATTRIBUTES = {"read_pickle", "to_pickle"}
 FORBIDDEN_SWITCHES = {"allow_pickle", "shell", "trust_remote_code"}
 IMPORTING_CALLS = {"__import__", "importlib.import_module"}
+NUMPY_LOADS = {"numpy.load", "numpy.lib.format.read_array"}
+YAML_LOADS = {"yaml.load", "yaml.load_all"}
+SAFE_LOADERS = {"yaml.SafeLoader", "yaml.CSafeLoader"}
+MODEL_CLASS = re.compile(r"(^|\.)AutoModel\w*$")
 
 
 def main(folders: list[str]) -> int:
@@ -80,7 +103,7 @@ class _ForbiddenCode(ast.NodeVisitor):
 
     def __init__(self) -> None:
         self.found: set[tuple[int, str]] = set()
-        self.imported = {"eval": "builtins.eval", "exec": "builtins.exec"}
+        self.imported = {name: f"builtins.{name}" for name in ("compile", "eval", "exec")}
 
     def visit_Import(self, node: ast.Import) -> None:
         for alias in node.names:
@@ -96,6 +119,8 @@ class _ForbiddenCode(ast.NodeVisitor):
         self._check_module(node, module)
         for alias in node.names:
             name = f"{module}.{alias.name}"
+            if alias.name == "*":
+                self._report(node, f"import of everything in {module}")
             self.imported[alias.asname or alias.name] = name
             self._check_name(node, name)
 
@@ -118,7 +143,23 @@ class _ForbiddenCode(ast.NodeVisitor):
             self._check_name(node, f"{self._dotted(node.args[0])}.{first_two[1]}")
         for keyword in node.keywords:
             self._check_switch(node, keyword.arg, keyword.value)
+        self._check_loading(node, called or "")
         self.generic_visit(node)
+
+    def _check_loading(self, node: ast.Call, called: str) -> None:
+        """Reports a call that reads pickles or foreign classes because of what is passed, or is left out."""
+        passed = {keyword.arg: keyword.value for keyword in node.keywords}
+        if called in NUMPY_LOADS and len(node.args) > 2:
+            self._check_switch(node, "allow_pickle", node.args[2])
+        if called in YAML_LOADS:
+            loader = passed.get("Loader", node.args[1] if len(node.args) > 1 else None)
+            if loader is None or self._dotted(loader) not in SAFE_LOADERS:
+                self._report(node, f"{called} without SafeLoader")
+        owner, _, function = called.rpartition(".")
+        if function == "from_pretrained" and MODEL_CLASS.search(owner):
+            value = passed.get("use_safetensors")
+            if not (isinstance(value, ast.Constant) and value.value is True):
+                self._report(node, f"{owner}.from_pretrained without use_safetensors=True")
 
     def visit_Dict(self, node: ast.Dict) -> None:
         for key, value in zip(node.keys, node.values, strict=True):

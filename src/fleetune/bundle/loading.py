@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -10,21 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fleetune.bundle.configuration import MAX_CONFIG_BYTES, config_name, described_model, shape_of_bundle
 from fleetune.bundle.contents import (
     ADAPTER_CONFIG,
     MODEL_CONFIG,
     WEIGHTS,
+    adapter_config,
     expected_shapes,
     form_of,
     stored_names,
     stored_shapes,
 )
-from fleetune.bundle.manifest import MANIFEST, Manifest, damaged, file_facts, read_manifest
-from fleetune.engine.architecture import Architecture, architecture_of
+from fleetune.bundle.entries import entries_of, read_table
+from fleetune.bundle.manifest import MANIFEST, FileFacts, Manifest, damaged, file_facts, read_manifest
 from fleetune.engine.backbone import Backbone, load_backbone, load_tokenizer
 from fleetune.engine.config import BackboneConfig
-from fleetune.engine.shape import shape_of
-from fleetune.errors import BackboneError, BundleError, MethodError, RecipeError
+from fleetune.engine.model_config import FOREIGN
+from fleetune.errors import BackboneError, BundleError, MethodError, UserError
 from fleetune.methods import get
 from fleetune.methods.base import BackboneShape, Method
 
@@ -32,11 +36,16 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-MAX_CONFIG_BYTES = 64 << 20
 MAX_TOKENIZER_BYTES = 512 << 20
 MAX_HEADER_BYTES = 16 << 20
-MAX_LAYERS = 1_000
-LAYER_COUNTS = ("num_hidden_layers", "n_layers", "num_layers", "n_layer")
+TOKENIZER_CONFIG = "tokenizer_config.json"
+MERGED_TYPES = ("F32", "F16", "BF16")
+RANKS = ("rank", "r", "tokens", "bottleneck", "initial_rank", "target_rank")
+MAX_RANK = 16_384
+PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "target_parameters")
+MAX_PATTERN, MAX_REPETITIONS = 500, 4
+REPETITION = re.compile(r"[*+{]")
+NESTED = re.compile(r"[*+?}][^()]*\)\s*[*+{]")
 TOLERATED_SUFFIX = ".md"
 """The model card may lie beside a bundle's own files, and hidden files may; nothing else."""
 
@@ -96,8 +105,9 @@ class Bundle:
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise damaged(self.folder, f"the tokenizer: {str(error).splitlines()[0]}") from None
+        except Exception as error:  # noqa: BLE001 - the tokenizers library raises bare Exceptions
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise damaged(self.folder, f"the tokenizer: {reason}") from None
         return tokenizer
 
     def backbone_config(self, model: str | None = None) -> BackboneConfig:
@@ -121,14 +131,17 @@ def load_bundle(folder: Path) -> Bundle:
     folder = Path(folder)
     manifest = read_manifest(folder)
     _check_files(folder, manifest)
+    _check_tokenizer(folder, manifest)
     method = _method(folder, manifest)
-    shape = _shape(folder, manifest)
+    model, architecture = described_model(folder, manifest)
+    shape = shape_of_bundle(folder, manifest, model, architecture)
     if manifest.form == "merged":
+        _check_complete(folder, model)
         method = get("head")()
     elif _form(folder, method, shape) != manifest.form:
         raise damaged(folder, f"{method.kind} is not stored as {manifest.form}")
     if manifest.form == "adapter":
-        _check_adapter_config(folder, method, shape)
+        _check_adapter_config(folder, manifest, method, shape)
     return Bundle(folder, manifest, method, shape, _read_tensors(folder, manifest, method, shape))
 
 
@@ -141,23 +154,36 @@ def _form(folder: Path, method: Method, shape: BackboneShape) -> str:
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
-    needed = {WEIGHTS[manifest.form], "config.json" if manifest.form == "merged" else MODEL_CONFIG}
+    """Raises BundleError unless the folder holds the listed files, whole and each of its own, and no others."""
+    needed = {WEIGHTS[manifest.form], config_name(manifest)}
     needed |= {ADAPTER_CONFIG} if manifest.form == "adapter" else set()
     for name in sorted(needed - manifest.files.keys()):
         raise damaged(folder, f"{MANIFEST} does not list {name}")
+    for name in sorted({*WEIGHTS.values(), "config.json", MODEL_CONFIG, ADAPTER_CONFIG} - needed):
+        if name in manifest.files:
+            raise damaged(folder, f"{name} is no part of a bundle of the form {manifest.form}")
     for name, facts in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise damaged(folder, f"{name} is missing")
-        limit = _limit(name)
-        if limit is not None and facts.bytes > limit:
-            raise damaged(folder, f"{name} has {facts.bytes:,} bytes; at most {limit:,} are read")
-        if path.stat().st_size != facts.bytes or file_facts(path).sha256 != facts.sha256:
-            raise damaged(folder, f"{name} does not match its checksum")
+        _check_file(folder, name, facts)
     for path in sorted(folder.iterdir()):
         known = path.name in manifest.files or path.name == MANIFEST
         if not known and not path.name.startswith(".") and path.suffix != TOLERATED_SUFFIX:
             raise BundleError(f"bundle {folder} holds {path.name}, which is not a part of it.\nMove it elsewhere")
+
+
+def _check_file(folder: Path, name: str, facts: FileFacts) -> None:
+    path = folder / name
+    if path.is_symlink():
+        raise BundleError(
+            f"bundle {folder} holds {name} as a symbolic link, and nothing outside the folder is read.\n"
+            f"Copy the files themselves: cp -rL {shlex.quote(str(folder))} COPY"
+        )
+    if not path.is_file():
+        raise damaged(folder, f"{name} is missing")
+    limit = _limit(name)
+    if limit is not None and facts.bytes > limit:
+        raise damaged(folder, f"{name} has {facts.bytes:,} bytes; at most {limit:,} are read")
+    if path.stat().st_size != facts.bytes or file_facts(path).sha256 != facts.sha256:
+        raise damaged(folder, f"{name} does not match its checksum")
 
 
 def _limit(name: str) -> int | None:
@@ -167,67 +193,56 @@ def _limit(name: str) -> int | None:
     return MAX_CONFIG_BYTES if name in (ADAPTER_CONFIG, MODEL_CONFIG, "config.json") else MAX_TOKENIZER_BYTES
 
 
+def _check_tokenizer(folder: Path, manifest: Manifest) -> None:
+    """Raises BundleError where the tokenizer's configuration names code, or files by their path."""
+    if TOKENIZER_CONFIG not in manifest.files:
+        return
+    try:
+        fields = read_table(folder / TOKENIZER_CONFIG, MAX_CONFIG_BYTES)
+    except (OSError, ValueError) as error:
+        raise damaged(folder, f"{TOKENIZER_CONFIG}: {error}") from None
+    for key, value in fields.items():
+        if value is not None and (key in FOREIGN or key.endswith("_file")):
+            raise damaged(folder, f"{TOKENIZER_CONFIG}: {key} would bring in code or files from elsewhere")
+
+
 def _method(folder: Path, manifest: Manifest) -> Method:
+    """Returns the method that the manifest names, if its settings are of a size that a file of tensors can have."""
+    for _, key, value in entries_of(manifest.method.settings):
+        if key in RANKS and isinstance(value, int) and value > MAX_RANK:
+            raise damaged(folder, f"{key} = {value}, and at most {MAX_RANK:,} is taken")
+        if key in PATTERNS and isinstance(value, str) and not _is_tame(value):
+            raise damaged(folder, f"{key} is a pattern that might take forever")
     try:
         return get(manifest.method.kind)(**manifest.method.settings)
-    except (RecipeError, TypeError) as error:
+    except (UserError, TypeError, ValueError) as error:
         raise damaged(folder, str(error).splitlines()[0]) from None
 
 
-def _shape(folder: Path, manifest: Manifest) -> BackboneShape:
-    """Returns the backbone's shape from the bundle's own copy of its configuration; no weights are made."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    name = "config.json" if manifest.form == "merged" else MODEL_CONFIG
-    try:
-        fields = json.loads((folder / name).read_bytes())
-        architecture = architecture_of(str(fields["model_type"]))
-        if "auto_map" in fields or any(int(fields.get(key) or 0) > MAX_LAYERS for key in LAYER_COUNTS):
-            raise ValueError("it asks for foreign code, or for too many layers")
-        config = AutoConfig.from_pretrained(folder / name, trust_remote_code=False)
-        with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        OverflowError,
-        RuntimeError,
-        BackboneError,
-    ) as error:
-        raise damaged(folder, f"{name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
-    names = [config.id2label.get(index) for index in range(config.num_labels)]
-    if names != manifest.labels:
-        raise damaged(
-            folder, f"{name} has {config.num_labels} labels that are not the {len(manifest.labels)} of {MANIFEST}"
-        )
-    _check_head(folder, manifest, model, architecture)
-    return shape_of(model, architecture, manifest.head)
+def _is_tame(pattern: str) -> bool:
+    """Returns whether a regular expression has few repetitions and none within another, so that it ends soon."""
+    return (
+        len(pattern) <= MAX_PATTERN
+        and len(REPETITION.findall(pattern)) <= MAX_REPETITIONS
+        and not NESTED.search(pattern)
+    )
 
 
-def _check_head(folder: Path, manifest: Manifest, model: torch.nn.Module, architecture: Architecture) -> None:
-    """Raises BundleError unless the head holds what every checkpoint lacks, and only modules that classify."""
-    stages = [stage.name for stage in architecture.stages if stage.kind == "module"]
-    allowed = {f"{stage}.{name}" for stage in stages for name, _ in model.get_submodule(stage).named_parameters()}
-    always = {name for name in allowed if name.rpartition(".")[0] in architecture.new}
-    odd = sorted((always - set(manifest.head)) | (set(manifest.head) - allowed))
-    if odd:
-        raise damaged(folder, f"{odd[0]} is wrongly in the head, or lacks there")
-
-
-def _check_adapter_config(folder: Path, method: Method, shape: BackboneShape) -> None:
+def _check_adapter_config(folder: Path, manifest: Manifest, method: Method, shape: BackboneShape) -> None:
     """Raises BundleError if PEFT would load something else than Fleetune."""
     try:
-        fields = json.loads((folder / ADAPTER_CONFIG).read_bytes())
-    except ValueError:
-        raise damaged(folder, f"{ADAPTER_CONFIG} is not readable as JSON") from None
-    for key, value in (method.to_peft(method.sites(shape)) or {}).items():
+        fields = read_table(folder / ADAPTER_CONFIG, MAX_CONFIG_BYTES)
+    except (OSError, ValueError) as error:
+        raise damaged(folder, f"{ADAPTER_CONFIG}: {error}") from None
+    expected = adapter_config(method, shape, manifest.backbone.model, manifest.backbone.revision)
+    expected = json.loads(json.dumps(expected))
+    for key, value in expected.items():
         if key not in fields and method.installs:
             continue  # of a later PEFT, which gives it the same default there as here
         if fields.get(key) != value:
             raise damaged(folder, f"{ADAPTER_CONFIG}: {key} is not what {MANIFEST} says")
+    for key in sorted(fields.keys() - expected.keys()):
+        raise damaged(folder, f"{ADAPTER_CONFIG}: {key[:80]} is none of what {method.kind} has")
 
 
 def _read_tensors(folder: Path, manifest: Manifest, method: Method, shape: BackboneShape) -> dict[str, Tensor]:
@@ -238,11 +253,8 @@ def _read_tensors(folder: Path, manifest: Manifest, method: Method, shape: Backb
     shapes = stored_shapes(method, shape, manifest.form)
     try:
         with safe_open(path, framework="pt") as file:
-            present = set(file.keys())
-            if manifest.form == "merged":
-                _check_complete(folder, file, present)
-            else:
-                _check_names(folder, present, set(names.values()))
+            if manifest.form != "merged":
+                _check_names(folder, set(file.keys()), set(names.values()))
                 size = 4 * sum(prod(shape) for shape in shapes.values()) + MAX_HEADER_BYTES
                 if path.stat().st_size > size:
                     raise damaged(folder, f"{path.name} is larger than its tensors")
@@ -262,10 +274,23 @@ def _check_names(folder: Path, present: set[str], wanted: set[str]) -> None:
         raise damaged(folder, f"{len(extra)} tensors belong to nothing, such as {extra[0]}")
 
 
-def _check_complete(folder: Path, file: Any, present: set[str]) -> None:
-    for name in sorted(present):
-        if not torch.isfinite(file.get_tensor(name)).all():
-            raise damaged(folder, f"{name} holds values that are not finite")
+def _check_complete(folder: Path, model: torch.nn.Module) -> None:
+    """Raises BundleError unless the file holds every tensor of `model`, each in its shape and finite, and no more."""
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / WEIGHTS["merged"]
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    try:
+        with safe_open(path, framework="pt") as file:
+            _check_names(folder, set(file.keys()), set(shapes))
+            for name, shape in shapes.items():
+                view = file.get_slice(name)
+                if view.get_dtype() not in MERGED_TYPES or tuple(view.get_shape()) != shape:
+                    raise damaged(folder, f"{name} is {view.get_dtype()} {tuple(view.get_shape())}, expected {shape}")
+                if not torch.isfinite(file.get_tensor(name)).all():
+                    raise damaged(folder, f"{name} holds values that are not finite")
+    except SafetensorError as error:
+        raise damaged(folder, f"{path.name}: {error}") from None
 
 
 def _read_tensor(folder: Path, file: Any, name: str, shape: tuple[int, ...]) -> Tensor:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from fleetune.bundle.entries import is_own_file, name_fault, read_table
 from fleetune.calibration import HIGHEST, LOWEST, NEUTRAL_TEMPERATURE
-from fleetune.data.arrays import LabelType
+from fleetune.data.arrays import LabelType, classes_from
 from fleetune.data.cutting import Cutting
 from fleetune.errors import BundleError
 
 MANIFEST = "fleetune.json"
 FORMAT = 1
-MAX_MANIFEST_BYTES = 64 << 20
-PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+MAX_MANIFEST_BYTES = 16 << 20
+"""Room for some hundred thousand labels, and a bound on what reading one can take."""
+MAX_TOKENS = 1 << 24
+MAX_FILES = 64
 
 Form = Literal["adapter", "parameters", "delta", "merged"]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -97,7 +99,7 @@ class Manifest(_Part):
     """What logits are divided by before they become probabilities; 1 in bundles of before it was fitted."""
     pairs: bool
     """Whether a text is a pair of texts."""
-    max_tokens: int = Field(ge=1)
+    max_tokens: int = Field(ge=1, le=MAX_TOKENS)
     """Longest sequence, special tokens included."""
     long_texts: Cutting = Cutting()
     """What becomes of longer texts; where absent they are cut."""
@@ -109,7 +111,7 @@ class Manifest(_Part):
     method: MethodFacts
     training: dict[str, Any]
     """Summary of the training."""
-    files: dict[str, FileFacts]
+    files: dict[str, FileFacts] = Field(max_length=MAX_FILES)
     """Every other file of the bundle."""
 
     @field_validator("labels", "head")
@@ -123,9 +125,29 @@ class Manifest(_Part):
     @classmethod
     def _plain_names(cls, value: dict[str, FileFacts]) -> dict[str, FileFacts]:
         for name in value:
-            if not PLAIN_NAME.fullmatch(name) or name == MANIFEST:
-                raise ValueError(f"{name!r} is no plain file name")
+            fault = "a bundle does not list itself" if name == MANIFEST else name_fault(name)
+            if fault:
+                raise ValueError(fault)
+        if len({name.lower() for name in value}) < len(value):
+            raise ValueError("two names differ in their case alone")
         return value
+
+    @field_validator("training")
+    @classmethod
+    def _lists_evaluations(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(value.get("evaluations", []), list):
+            raise ValueError("evaluations is no list")
+        return value
+
+    @model_validator(mode="after")
+    def _labels_fit_their_type(self) -> Manifest:
+        try:
+            classes = classes_from(self.labels, self.label_type)
+        except (ValueError, OverflowError):
+            raise ValueError(f"a label is no {self.label_type}") from None
+        if len(classes) != len(self.labels) or (self.label_type == "bool" and not {"True", "False"} >= {*self.labels}):
+            raise ValueError(f"the labels are not what a label that is a {self.label_type} can be")
+        return self
 
     @model_validator(mode="after")
     def _thresholds_fit(self) -> Manifest:
@@ -157,16 +179,12 @@ def read_manifest(folder: Path) -> Manifest:
         BundleError: If it is no bundle, or `fleetune.json` is damaged.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    if not is_own_file(path):
         raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}.\nType: fleetune export RUN --to {folder}")
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise damaged(folder, f"{MANIFEST} has {path.stat().st_size:,} bytes; at most {MAX_MANIFEST_BYTES:,} are read")
     try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        raise damaged(folder, f"{MANIFEST} is not readable as JSON") from None
-    if not isinstance(document, dict):
-        raise damaged(folder, f"{MANIFEST} holds no table")
+        document = read_table(path, MAX_MANIFEST_BYTES)
+    except (OSError, ValueError) as error:
+        raise damaged(folder, f"{MANIFEST}: {error}") from None
     if isinstance(document.get("format"), int) and document["format"] > FORMAT:
         raise BundleError(
             f"{folder} has bundle format {document['format']}; this fleetune reads up to {FORMAT}.\n"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fleetune.engine.backbone import Backbone
+from fleetune.engine.model_config import read_model_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -20,9 +21,7 @@ def labelled_config(
     backbone: Backbone, labels: list[str], problem_type: str, tokenizer: PreTrainedTokenizerBase | None
 ) -> PreTrainedConfig:
     """Returns the backbone's configuration with the labels' names, the kind of problem, and a padding token."""
-    from transformers import AutoConfig
-
-    config: Any = AutoConfig.from_pretrained(backbone.folder, trust_remote_code=False)
+    config: Any = read_model_config(backbone.folder)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}
     config.problem_type = problem_type

@@ -10,6 +10,7 @@ import warnings
 
 from fleetune.cli.output import print_error, print_json
 from fleetune.errors import FleetuneError
+from fleetune.redaction import redacted
 
 EXIT_FAILED = 1
 EXIT_WRONG_INPUT = 2
@@ -46,7 +47,7 @@ def run_command_line(arguments: list[str]) -> int:
         if hasattr(error, "format_message"):
             return _wrong_usage(error, arguments, as_json)
         if os.environ.get(TRACEBACK_VARIABLE):
-            traceback.print_exc()
+            sys.stderr.write(redacted(traceback.format_exc()))
         first = (str(error).strip().splitlines() or [""])[0]
         message = f"{type(error).__name__}: {first}\nThis is a fault of fleetune; its trace: {TRACEBACK_VARIABLE}=1"
         return _failed(message, EXIT_FAILED, as_json)
@@ -67,5 +68,5 @@ def _wrong_usage(error: Exception, arguments: list[str], as_json: bool) -> int:
 def _failed(message: str, code: int, as_json: bool) -> int:
     print_error(message)
     if as_json:
-        print_json({"error": message})
+        print_json({"error": redacted(message)})
     return code

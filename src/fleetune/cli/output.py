@@ -11,14 +11,17 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from fleetune.redaction import redacted
+
 # What would move the cursor or hide text: texts and labels come from data.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def print_json(value: Any) -> None:
     """Prints one JSON object on stdout; numbers that JSON does not have become null."""
     utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     text = json.dumps(_plain(value), indent=2, ensure_ascii=not utf8, allow_nan=False)
+    text = _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
     sys.stdout.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
     sys.stdout.flush()
 
@@ -32,7 +35,7 @@ def print_note(text: str) -> None:
     """Prints a line about what happens on stderr, so that stdout holds results only."""
     # Nobody listening is no reason for a run to end.
     with contextlib.suppress(BrokenPipeError):
-        _write(sys.stderr, text)
+        _write(sys.stderr, redacted(text))
         sys.stderr.flush()
 
 
@@ -40,10 +43,10 @@ def print_error(message: str) -> None:
     """Prints an error on stderr, in red where there is a terminal."""
     text = f"error: {message}"
     if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
-        text = f"\x1b[31merror:\x1b[0m {safe(message)}"
+        text = f"\x1b[31merror:\x1b[0m {safe(redacted(message))}"
         sys.stderr.write(text + "\n")
         return
-    _write(sys.stderr, text)
+    _write(sys.stderr, redacted(text))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> None:

@@ -13,6 +13,7 @@ from fleetune.cli.output import print_note, safe
 from fleetune.cli.words import counted, duration, number
 from fleetune.engine.events import Evaluated, Failed, Finished, Stepped
 from fleetune.lab.notices import FleetOpened, Noted, Notice, RunOpened, Said, Watch
+from fleetune.redaction import redacted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -194,7 +195,7 @@ def _live() -> Iterator[Watch]:
 
         def take(notice: Notice) -> None:
             if isinstance(notice, Noted):
-                live.console.print(Text(safe(notice.text)))
+                live.console.print(Text(safe(redacted(notice.text))))
             view.take(notice)
 
         yield take

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 
 from fleetune.data.table import QuarantinedRecord
+from fleetune.data.writing import csv_text, harmless
 from fleetune.errors import DataError
 
 SHOWN = 3
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 class TooManyBadRowsError(DataError):
@@ -44,18 +42,10 @@ def reasons(quarantine: list[QuarantinedRecord]) -> dict[str, int]:
 
 def quarantine_csv(quarantine: list[QuarantinedRecord]) -> str:
     """Returns the list as CSV. A cell that a spreadsheet would take for a formula begins with an apostrophe."""
-    out = io.StringIO(newline="")
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["file", "line", "reason", "excerpt"])
-    for record in quarantine:
-        writer.writerow([_safe(record.file), record.line, _safe(record.reason), _safe(record.excerpt)])
-    return out.getvalue()
+    rows = [[harmless(one.file), one.line, harmless(one.reason), harmless(one.excerpt)] for one in quarantine]
+    return csv_text([["file", "line", "reason", "excerpt"], *rows])
 
 
 def _kind(reason: str) -> str:
     head = reason.split(":")[0]
     return "unknown label" if head.startswith("unknown label") else head
-
-
-def _safe(cell: str) -> str:
-    return "'" + cell if cell.lstrip(" ").startswith(FORMULA_STARTS) else cell

@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+CRLF = "\r\n"
+_FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r", "\n", "|", "%", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""A spreadsheet takes text that begins so for a formula, or for a command; the last are the full-width signs."""
+
+
+def harmless(cell: str) -> str:
+    """Returns a cell of a CSV file, with an apostrophe before it where a spreadsheet would take it for a formula.
+
+    A NUL byte, at which some readers end a cell, is shown as an escape.
+    """
+    cell = cell.replace("\0", "\\0")
+    return f"'{cell}" if cell.lstrip(" \u00a0\ufeff").startswith(_FORMULA_SIGNS) else cell
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Returns rows as CSV whose lines end in a line feed; a cell with a line break of any kind is quoted."""
+    lines = []
+    for row in rows:
+        out = io.StringIO(newline="")
+        # The writer quotes the line breaks that are its own alone: a bare carriage return would begin a new record.
+        csv.writer(out, lineterminator=CRLF).writerow(row)
+        lines.append(out.getvalue().removesuffix(CRLF))
+    return "".join(f"{line}\n" for line in lines)
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:

@@ -24,6 +24,7 @@ from fleetune.engine.encoder import speed_up_encoder
 from fleetune.engine.head import checkpoint_head, head_logits, pool
 from fleetune.engine.installed import Installation, install_trial, layout_with, remove_trial
 from fleetune.engine.layout import Layout, Pack
+from fleetune.engine.model_config import own_code_note, read_model_config
 from fleetune.engine.parity import IMPLEMENTATIONS, choose_layout
 from fleetune.engine.prefix import PREFIXES
 from fleetune.engine.quantize import (
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 
 LOAD_IN_FULL_BELOW = 1_500_000_000
 """Models with fewer parameters are loaded in fp32 and probed there before they are rounded."""
+LOADING_ERRORS = (OSError, ValueError, RuntimeError, ArithmeticError, TypeError, LookupError, AttributeError)
+"""What the classes of transformers raise where a configuration makes no sense, or a file is damaged."""
 
 
 @dataclass
@@ -324,20 +327,17 @@ def load_backbone(
         folder=folder,
         model_hash=hash_model(folder),
         head_from_checkpoint=from_checkpoint,
-        notes=[*_notes(architecture, missing, reason), *head_notes, *stored],
+        notes=[*_notes(architecture, missing, reason), *own_code_note(folder), *head_notes, *stored],
         state=state,
     )
 
 
 def _load_model(folder: Path, backbone: BackboneConfig, num_labels: int, precision: str) -> tuple[nn.Module, set[str]]:
     """Returns the classification model and the names of the parameters that the checkpoint lacks."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
 
-    try:
-        config = AutoConfig.from_pretrained(folder, num_labels=num_labels)
-    except (ValueError, KeyError, OSError) as error:
-        raise BackboneError(f"{folder}/config.json cannot be read: {str(error).splitlines()[0]}") from None
+    config = read_model_config(folder, num_labels)
     architecture = architecture_of(config.model_type)
     refuse_quantized_checkpoint(config, folder)
     stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
@@ -353,13 +353,15 @@ def _load_model(folder: Path, backbone: BackboneConfig, num_labels: int, precisi
             config=config,
             dtype=dtype,
             use_safetensors=True,
+            trust_remote_code=False,
             attn_implementation="eager",
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             **loading_options(backbone, architecture.base),
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise BackboneError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from None
+    except LOADING_ERRORS as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BackboneError(f"{folder} cannot be loaded: {reason}") from None
     finally:
         logging.set_verbosity(level)
         logging.enable_progress_bar()

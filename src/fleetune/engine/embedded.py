@@ -71,12 +71,15 @@ def _convert_gguf(file: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=target.name, dir=target.parent))
     try:
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, use_safetensors=True, trust_remote_code=False
+        )
         # The tensors are plain by now; transformers still takes the model for a quantised one, which it would not save.
         model.hf_quantizer = None  # type: ignore[assignment]
         del model.config.quantization_config
         model.save_pretrained(beside)
-        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(beside)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+        tokenizer.save_pretrained(beside)
         beside.replace(target)
     except OSError:
         # Another process may have finished the same conversion first.

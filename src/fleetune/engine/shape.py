@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fleetune.engine.architecture import Architecture, architecture_of
+from fleetune.engine.model_config import read_model_config
 from fleetune.errors import BackboneError
 from fleetune.methods.base import BackboneShape, Role, Site, SiteKind
 
@@ -25,18 +26,17 @@ def shape_from_config(path: Path, num_labels: int) -> BackboneShape:
         BackboneError: If there is no `config.json`, or the family is not known.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
     file = path if path.name == "config.json" else path / "config.json"
     if not file.is_file():
         raise BackboneError(f"{file} does not exist; a model folder with a config.json was expected")
-    try:
-        config = AutoConfig.from_pretrained(file.parent, num_labels=num_labels)
-    except (ValueError, KeyError, OSError) as error:
-        raise BackboneError(f"{file} cannot be read as a model configuration: {str(error).splitlines()[0]}") from None
+    config = read_model_config(file.parent, num_labels)
     architecture = architecture_of(config.model_type)
     with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(config)
+        model = AutoModelForSequenceClassification.from_config(
+            config, attn_implementation="eager", trust_remote_code=False
+        )
     new = [
         f"{module}.{name}" for module in architecture.new for name, _ in model.get_submodule(module).named_parameters()
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from fleetune.engine.config import BackboneConfig
@@ -10,6 +11,14 @@ from fleetune.errors import BackboneError
 
 WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "tokenizer*"]
 """Files taken from the hub: no pickled weights, no code."""
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+CONVERSION = (
+    "import sys, pathlib, torch, safetensors.torch as s; d = pathlib.Path(sys.argv[1]); "
+    "s.save_file({k: v.contiguous().clone() for f in sorted(d.glob('pytorch_model*.bin')) "
+    "for k, v in torch.load(f, map_location='cpu', weights_only=True).items()}, "
+    "d / 'model.safetensors', {'format': 'pt'})"
+)
+"""What a user types; torch reads plain tensors alone, and whatever else lies in the pickle ends it."""
 
 
 def find_folder(config: BackboneConfig) -> Path:
@@ -20,25 +29,47 @@ def find_folder(config: BackboneConfig) -> Path:
     """
     if config.model.startswith(PREFIX):
         return embedded_folder(config.model)
-    folder = Path(config.model).expanduser()
-    if folder.is_dir():
+    try:
+        folder = Path(config.model).expanduser()
+        is_folder = folder.is_dir()
+    except (OSError, ValueError, RuntimeError):
+        raise BackboneError(f"backbone {config.model[:80]!r} is no name of a folder or of a model") from None
+    if is_folder:
         return _with_weights(folder)
     if folder.is_absolute() or config.model.startswith((".", "~")) or config.model.count("/") > 1:
         raise BackboneError(f"backbone folder {config.model} does not exist")
-    return _with_weights(_download(config))
+    return _from_hub(config)
+
+
+def _from_hub(config: BackboneConfig) -> Path:
+    folder = _download(config)
+    # Pickles are not even downloaded, so their names are not there to be seen.
+    if (folder / "config.json").is_file() and not any(folder.glob("*.safetensors")):
+        copy = config.model.rpartition("/")[2]
+        raise BackboneError(
+            f"'{config.model}' has no safetensors weights on the hub, and pickles are never loaded. If you trust them, "
+            f"convert them once and give the folder:\nhf download {shlex.quote(config.model)} --local-dir "
+            f"{shlex.quote(copy)} && {conversion(shlex.quote(copy))}"
+        )
+    return _with_weights(folder)
 
 
 def _with_weights(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
         raise BackboneError(f"{folder} has no config.json; a Hugging Face model folder was expected")
-    if not any(folder.glob("*.safetensors")):
-        if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
-            raise BackboneError(
-                f"{folder} holds pickled weights only, and pickles are never loaded.\n"
-                "Convert them once: python -m safetensors.torch, or save_pretrained with transformers"
-            )
-        raise BackboneError(f"{folder} holds no weights (*.safetensors)")
-    return folder
+    if any(folder.glob("*.safetensors")):
+        return folder
+    if any(file for pattern in PICKLES for file in folder.glob(pattern)):
+        raise BackboneError(
+            f"{folder} holds pickled weights only, and pickles are never loaded. If you trust them, convert them:\n"
+            f"{conversion(shlex.quote(str(folder)))}"
+        )
+    raise BackboneError(f"{folder} holds no weights (*.safetensors)")
+
+
+def conversion(folder: str) -> str:
+    """Returns the command that writes `model.safetensors` beside the pickled weights in `folder`."""
+    return f'python -c "{CONVERSION}" {folder}'
 
 
 def _download(config: BackboneConfig) -> Path:

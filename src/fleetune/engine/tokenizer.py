@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fleetune.engine.architecture import architecture_of
 from fleetune.engine.config import BackboneConfig
+from fleetune.engine.model_config import config_fields
 from fleetune.engine.source import find_folder
 from fleetune.errors import BackboneError
 
@@ -31,14 +31,14 @@ def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
     folder = find_folder(config)
     _check_files(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 - the tokenizers library raises bare Exceptions
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BackboneError(f"{folder} has no usable tokenizer: {first}") from None
     if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):
         raise BackboneError(f"the tokenizer in {folder} knows no words, only special tokens.\nPut its files there")
     tokenizer.padding_side = "right"
-    fields = json.loads((folder / "config.json").read_bytes())
+    fields = config_fields(folder)
     if architecture_of(str(fields.get("model_type", ""))).pool == "last":
         vocabulary = int({**fields, **fields.get("text_config", {})}.get("vocab_size", 1 << 31))
         tokenizer.pad_token = _padding_apart(tokenizer, vocabulary, folder)

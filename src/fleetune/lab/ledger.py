@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from fleetune.errors import RunError, UserError
 from fleetune.lab.schema import check_version, migrate
+from fleetune.redaction import redacted
 
 if TYPE_CHECKING:
     from fleetune.engine.events import Evaluated, Finished, Stepped
@@ -55,7 +56,7 @@ class Ledger:
         with self._transaction():
             cursor = self._db.execute(
                 "INSERT INTO attempts (started, process, environment) VALUES (?, ?, ?)",
-                (_now(), process, _json(environment)),
+                (_now(), process, redacted(_json(environment))),
             )
             self._attempt = int(cursor.lastrowid or 0)
             self._db.execute("UPDATE trials SET status = 'pending' WHERE status = 'running'")
@@ -157,6 +158,7 @@ class Ledger:
 
     def fail_trial(self, trial: str, reason: str) -> None:
         """Marks a trial as failed, with its reason."""
+        reason = redacted(reason)
         with self._transaction():
             self._db.execute("UPDATE trials SET status = 'failed', reason = ? WHERE id = ?", (reason, trial))
             self._note(trial, "failed", reason)
@@ -188,7 +190,7 @@ class Ledger:
         return [(row["id"], row["name"]) for row in self._db.execute("SELECT id, name FROM trials ORDER BY position")]
 
     def _note(self, trial: str | None, kind: str, detail: str) -> None:
-        row = (self._attempt, _now(), trial, kind, detail)
+        row = (self._attempt, _now(), trial, kind, redacted(detail))
         self._db.execute("INSERT INTO events (attempt, time, trial, kind, detail) VALUES (?, ?, ?, ?, ?)", row)
 
     @contextmanager

@@ -22,6 +22,7 @@ from fleetune.lab.overrides import Document
 from fleetune.lab.plan import Trial
 from fleetune.lab.recipe import TRACK, Recipe, resolved
 from fleetune.lab.signals import RunInterrupted
+from fleetune.redaction import redacted
 from fleetune.runtime import environment
 
 
@@ -87,7 +88,7 @@ def _freeze(place: RunFolder, inputs: Inputs, ledger: Ledger, command: str | Non
         name=inputs.recipe.name,
         metric=inputs.recipe.metric,
         cost=inputs.recipe.cost,
-        command=command or f"fleetune run {shlex.quote(str(place.recipe))}",
+        command=redacted(command or f"fleetune run {shlex.quote(str(place.recipe))}"),
         data=facts,
     )
     fleet_of = {trial.id: number for number, fleet in enumerate(inputs.plan.fleets) for trial in fleet.trials}

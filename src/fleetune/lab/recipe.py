@@ -19,6 +19,7 @@ from fleetune.lab.method_entries import MethodEntry, method_document, method_ent
 from fleetune.lab.overrides import Document, apply_overrides
 from fleetune.lab.trackers.names import tracker_names
 from fleetune.lab.validate import checked, refuse_unknown, unknown_key
+from fleetune.redaction import holds_login
 
 TABLES = ("data", "backbone", "training", "method", "compare")
 TRACK = "track"
@@ -88,6 +89,7 @@ def recipe_from(document: Document, base: Path, source: str, name: str = "experi
         if key not in (*TABLES, TRACK):
             hint = unknown_key(key, (*TABLES, TRACK), "").split("; ", 1)[1]
             raise RecipeError(f"{source}: [{key}] is not a known table; {hint}")
+    _refuse_logins(document, source)
     data = _named(document, "data", DataConfig, source, _data_name)
     _check_metrics(data, source)
     backbones = _named(document, "backbone", BackboneConfig, source, _backbone_name)
@@ -169,6 +171,18 @@ def _named(document: Document, key: str, model: type[Named], source: str, name_o
     return named
 
 
+def _refuse_logins(node: Any, source: str, place: str = "") -> None:
+    """Raises RecipeError where a value has a login or a token in it: a run keeps its recipe, and a report shows it."""
+    if isinstance(node, dict | list):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node, start=1):
+            _refuse_logins(value, source, f"{place}.{key}".lstrip("."))
+    elif isinstance(node, str) and holds_login(node):
+        raise RecipeError(
+            f"{source}: {place} holds a login or a token, which a run's files would keep.\n"
+            "Leave it out; log in by the environment (HF_TOKEN, WANDB_API_KEY …) or type: hf auth login"
+        )
+
+
 def _check_metrics(data: tuple[DataConfig, ...], source: str) -> None:
     for config in data:
         if config.metric is not None:
@@ -202,9 +216,14 @@ def _backbone_name(config: BackboneConfig) -> str:
 
 def _found_from(base: Path, config: BackboneConfig) -> BackboneConfig:
     """Returns the configuration with a model folder beside the recipe made absolute; any other name is a hub name."""
-    folder = base / Path(config.model).expanduser()
-    if config.model.startswith(EMBEDDED) or not folder.is_dir():
+    if config.model.startswith(EMBEDDED):
         return config
+    try:
+        folder = base / Path(config.model).expanduser()
+        if not folder.is_dir():
+            return config
+    except (OSError, ValueError, RuntimeError):
+        return config  # too long for a path, or the home of somebody unknown
     return config.model_copy(update={"model": str(folder.resolve())})
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +15,17 @@ from fleetune.compare.costs import Cost
 from fleetune.compare.held_out import HeldOutTexts, TestUse
 from fleetune.compare.result import TrialResult, TrialStatus
 from fleetune.data.dataset import are_known
-from fleetune.errors import UserError
+from fleetune.errors import RunError, UserError
 from fleetune.lab.folder import RunFolder
 from fleetune.lab.held_out import KeptTexts
 from fleetune.lab.ledger import LedgerReader, Row, value_of
 from fleetune.lab.lock import is_locked
 from fleetune.lab.predictions import Predictions, read_predictions
 from fleetune.lab.test_uses import read_test_uses
+
+TRIAL_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+DAMAGE = (sqlite3.Error, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, OSError)
+"""What reading a ledger of nonsense raises."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,11 @@ def load_results(folder: Path) -> RunResults:
         UserError: If there is no run.
         RunError: If a file of it is damaged.
     """
+    with _refusing_damage(folder):
+        return _load_results(folder)
+
+
+def _load_results(folder: Path) -> RunResults:
     place = RunFolder(folder)
     with LedgerReader(folder) as ledger:
         meta = ledger.meta()
@@ -79,13 +91,13 @@ def load_results(folder: Path) -> RunResults:
         folder=folder,
         recipe_text=place.recipe.read_text("utf-8") if place.recipe.exists() else "",
         trials=trials,
-        audits=[_audit(folder / facts["folder"]) for facts in meta.get("data", {}).values()],
+        audits=[_audit(_inside(folder, facts["folder"])) for facts in meta.get("data", {}).values()],
         environment=environment,
         command=meta.get("command", ""),
         attempts=attempts,
         cost=meta.get("cost", "trainable"),
         texts=KeptTexts(
-            {name: place.held_out(folder / facts["folder"]) for name, facts in meta.get("data", {}).items()}
+            {name: place.held_out(_inside(folder, facts["folder"])) for name, facts in meta.get("data", {}).items()}
         ),
         test_uses=test_uses,
     )
@@ -98,7 +110,7 @@ def load_trial(folder: Path, trial: str) -> TrialResult:
         UserError: If there is no run, or no such trial in it.
         RunError: If a file of it is damaged.
     """
-    with LedgerReader(folder) as ledger:
+    with _refusing_damage(folder), LedgerReader(folder) as ledger:
         rows = ledger.rows("SELECT * FROM trials WHERE id = ?", trial)
         if not rows:
             raise UserError(f"{folder} has no trial {trial}.\nType: fleetune status {folder}")
@@ -113,6 +125,8 @@ def _trial(
     alive: bool,
     speeds: dict[int, tuple[float, float]],
 ) -> TrialResult:
+    if not TRIAL_ID.fullmatch(row["id"]):
+        raise ValueError(f"{row['id'][:40]!r} is no trial's id")
     data = meta["data"][row["data"]]
     backbone = meta.get("backbones", {}).get(row["id"], {})
     training = json.loads(row["training"])
@@ -154,6 +168,27 @@ def _trial(
         precision=backbone.get("precision"),
         notes=list(backbone.get("notes", [])),
     )
+
+
+@contextmanager
+def _refusing_damage(folder: Path) -> Iterator[None]:
+    """Turns what a damaged ledger leads to into one error that says so."""
+    try:
+        yield
+    except DAMAGE as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise RunError(
+            f"{folder} cannot be read: its ledger, or a file that it names, is damaged "
+            f"({type(error).__name__}: {first[:160]}).\nRun the recipe again with another --out"
+        ) from None
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """Returns the path of what the ledger names, which is never outside the run's folder."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{name[:80]!r} is outside the run's folder")
+    return path
 
 
 def _rate(number: float | None, seconds: float | None) -> float | None:

@@ -82,6 +82,8 @@ class Peft(Method):
             for name in value:
                 if name in OWNED:
                     raise ValueError(f"{name} is not for a recipe to set; leave it out (the head is always trained)")
+            if value.get("megatron_config"):
+                raise ValueError("megatron_config imports a module that it names; leave it out")
             if value.get("bias", "none") not in ("none", False):
                 raise ValueError('bias trains the backbone\'s own; leave it out, kind = "lora" or "bitfit" have it')
             return {name: given for name, given in value.items() if given is not None}

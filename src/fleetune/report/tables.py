@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from fleetune.data.writing import csv_text, harmless
 from fleetune.errors import UserError
 from fleetune.report.markdown import escaped, one_line
 from fleetune.report.words import DASH, duration, integer, metric_title, score, size
@@ -16,8 +15,6 @@ from fleetune.report.words import DASH, duration, integer, metric_title, score, 
 if TYPE_CHECKING:
     from fleetune.compare.summary import Comparison
 
-FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
-"""A spreadsheet takes text that begins so for a formula."""
 _LATEX_SIGNS = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -55,11 +52,8 @@ def as_csv(comparison: Comparison) -> str:
     Text that a spreadsheet would take for a formula gets an apostrophe before it.
     """
     frame = comparison.frame()
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([_harmless(str(name)) for name in frame.columns])
-    writer.writerows([_csv_cell(value) for value in record] for record in frame.itertuples(index=False))
-    return out.getvalue()
+    rows = [[_csv_cell(value) for value in record] for record in frame.itertuples(index=False)]
+    return csv_text([[harmless(str(name)) for name in frame.columns], *rows])
 
 
 def _csv_cell(value: Any) -> str:
@@ -67,11 +61,7 @@ def _csv_cell(value: Any) -> str:
         return ""
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
-    return _harmless(value) if isinstance(value, str) else str(value)
-
-
-def _harmless(text: str) -> str:
-    return f"'{text}" if text.startswith(FORMULA_SIGNS) else text
+    return harmless(value) if isinstance(value, str) else str(value)
 
 
 def as_markdown(comparison: Comparison) -> str:

@@ -5,9 +5,7 @@ Each tracker has a thread and a queue of its own: a slow or dead server stops ne
 
 from __future__ import annotations
 
-import os
 import queue
-import re
 import threading
 import time
 from collections import deque
@@ -25,6 +23,7 @@ from fleetune.lab.trackers.base import Draw, Ending, Point, TrackedRun, TrackedT
 from fleetune.lab.trackers.facts import Endings, parameter_counts, tracked_run, tracked_trial
 from fleetune.lab.trackers.names import require_packages
 from fleetune.lab.trackers.points import Points, recorded_events
+from fleetune.redaction import redacted
 
 SECONDS_BETWEEN_BATCHES = 2.0
 SECONDS_TO_OPEN = 30.0
@@ -32,9 +31,6 @@ SECONDS_WITHOUT_PROGRESS = 60.0
 SECONDS_WHEN_INTERRUPTED = 15.0
 SECONDS_UNTIL_SAID = 3.0
 LINE_CHARACTERS = 200
-_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
-_LEAST_SECRET = 6
-_LOGIN_IN_ADDRESS = re.compile(r"(://)[^/\s@]+@")
 
 
 @dataclass(frozen=True)
@@ -261,14 +257,6 @@ class _Courier(threading.Thread):
 
     def _say(self, line: str) -> None:
         self._lines.append(f"{self.name}: {redacted(line)}")
-
-
-def redacted(text: str) -> str:
-    """Returns `text` without logins in addresses, and without what the environment holds under names of secrets."""
-    for name, value in os.environ.items():
-        if _SECRET_NAME.search(name) and len(value) >= _LEAST_SECRET:
-            text = text.replace(value, "…")
-    return _LOGIN_IN_ADDRESS.sub(r"\1…@", text)
 
 
 def _line(error: BaseException) -> str:
