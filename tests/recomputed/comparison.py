@@ -12,20 +12,25 @@ from typing import Any
 import numpy as np
 
 from tests.recomputed.inference import (
-    Outcome,
     Pair,
     Row,
     difference_of,
     loss_at_chance,
-    outcome,
+    sign_flips,
     still_falling,
     within,
 )
 from tests.recomputed.printed import Checks
 from tests.recomputed.scores import LOWER_IS_BETTER
 from tests.recomputed.stored import FLOOR, Stored, Trial
+from tests.recomputed.verdict import NEAR, Outcome, outcomes
 
-NEAR = ("chosen", "tied", "ahead")
+COSTS = {
+    "trainable": "trains the fewest parameters",
+    "bundle_bytes": "has the smallest bundle",
+    "seconds": "trains the fastest",
+    "serving": "needs the fewest operations to serve",
+}
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,8 @@ def recomputed(stored: Stored, checks: Checks) -> Recomputed:
         names[trials[0].key] = row.name
         by_data.setdefault(row.data, []).append(row)
     all_pairs = any(said["references"].get(one["data"]) not in (one["a"], one["b"]) for one in said["tests"])
-    outcomes = {name: outcome(rows, said["cost"], all_pairs) for name, rows in by_data.items()}
-    return Recomputed(split, said["metric"], outcomes, _curves(stored, names, split, said))
+    found = outcomes(by_data, said["cost"], all_pairs)
+    return Recomputed(split, said["metric"], found, _curves(stored, names, split, said))
 
 
 def _grouped(trials: Sequence[Trial]) -> list[list[Trial]]:
@@ -123,6 +128,9 @@ def check_comparison(stored: Stored, found: Recomputed, checks: Checks) -> None:
     checks.equal("comparison.json: winner", said["verdict"]["winner"], found.winner)
     checks.equal("comparison.json: recommended", said["verdict"]["recommended"], found.recommended)
     check_reason("comparison.json: reason", said["verdict"]["reason"], found, checks)
+    if len(found.outcomes) == 1:
+        for outcome in found.outcomes.values():
+            _check_words(said["verdict"]["reason"], outcome, said["cost"], checks)
     _check_claims(said["claims"], found, checks)
 
 
@@ -130,8 +138,32 @@ def check_reason(where: str, sentence: str, found: Recomputed, checks: Checks) -
     """Checks that the numbers of the verdict's sentences are means or counts of the rows."""
     pool = [row.mean for row in found.rows]
     for one in found.outcomes.values():
-        pool += [len(one.tests), one.needed, *range(len(one.rows) + 1), *(test.seeds for test in one.tests), 6, 3]
+        pool += [len(one.tests), one.needed, one.corrected_for, *range(len(one.rows) + 1), 6, 3]
+        pool += [test.seeds for test in one.tests]
+        pool += [number for numbers in (one.chosen.degenerate.values() if one.chosen else ()) for number in numbers]
     checks.among(where, sentence, pool, found.names)
+
+
+def _check_words(reason: str, of_data: Outcome, cost: str, checks: Checks) -> None:
+    """Checks that the verdict's sentences say of one data set what follows, and nothing that does not."""
+    chosen, recommended, tied = of_data.chosen, of_data.recommended, of_data.tied
+    mine = next((row for row in tied if row.name == recommended), None)
+    dearer = [row for row in tied if mine and row.cost(cost) > mine.cost(cost)]
+    told = mine is not None and math.isfinite(mine.cost(cost)) and len(dearer) == len(tied) - 1
+    said = {
+        f"Ship {recommended}": recommended is not None,
+        "one is recommended": recommended is None,
+        ", fails on ": chosen is not None and not chosen.is_judged,
+        "nothing else is tied with it": len(tied) == 1,
+        COSTS[cost]: len(tied) > 1 and (told or mine is not chosen),
+        "is known to be cheaper": len(tied) > 1 and mine is chosen and not told,
+        "is the demonstrated winner": of_data.winner is not None,
+        "The same texts chose and judge": recommended is not None
+        and of_data.choice is not None
+        and of_data.choice.on_scored,
+    }
+    for words, expected in said.items():
+        checks.equal(f"comparison.json: reason says {words!r}", words in reason, expected)
 
 
 def _check_row(stated: dict[str, Any], row: Row, of_data: Outcome, checks: Checks) -> None:
@@ -197,15 +229,16 @@ def _check_test(stated: dict[str, Any], test: Pair, of_data: Outcome, checks: Ch
     _check_interval(where, stated["interval"], test.interval, checks)
     checks.equal(f"{where}, seeds", stated["seeds"], test.seeds)
     checks.equal(f"{where}, seeds_needed", stated["seeds_needed"], of_data.needed)
-    checks.equal(f"{where}, significant", stated["significant"], adjusted is not None and adjusted < 0.05)
+    checks.equal(f"{where}, corrected_for", stated["corrected_for"], of_data.corrected_for)
+    checks.equal(f"{where}, significant", stated["significant"], of_data.is_shown(test))
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """A claim that may be made: the words it begins or ends with, and the numbers in it."""
+    """A claim that may be made: words it holds and does not hold, its numbers, and those that may be printed in it."""
 
     evidence: str
-    words: str
+    words: dict[str, bool]
     numbers: dict[str, Any]
     pool: list[float]
 
@@ -218,7 +251,8 @@ def _check_claims(stated: Sequence[dict[str, Any]], found: Recomputed, checks: C
     for claim, one in zip(rest, expected, strict=False):
         where = f"comparison.json: claim {claim['text'][:60]!r}"
         checks.equal(f"{where}, evidence", claim["evidence"], one.evidence)
-        checks.equal(f"{where}, begins or holds {one.words!r}", one.words in claim["text"], True)
+        for words, holds in one.words.items():
+            checks.equal(f"{where}, holds {words!r}", words in claim["text"], holds)
         checks.equal(f"{where}, names of its numbers", sorted(claim["numbers"]), sorted(one.numbers))
         for name, value in one.numbers.items():
             if isinstance(value, list):
@@ -237,11 +271,11 @@ def _check_claims(stated: Sequence[dict[str, Any]], found: Recomputed, checks: C
 
 
 def _sentences(of_data: Outcome) -> list[Sentence]:
-    rows, pairs = of_data.rows, len(of_data.tests)
+    rows = of_data.rows
     found = []
     for test in of_data.tests:
-        p = of_data.adjusted.get(id(test))
-        if p is not None and p < 0.05:
+        if of_data.is_shown(test):
+            p = of_data.adjusted[id(test)]
             ends = test.interval or (test.difference, test.difference)
             low, high = ends if test.difference > 0 else (-ends[1], -ends[0])
             numbers = {
@@ -251,24 +285,41 @@ def _sentences(of_data: Outcome) -> list[Sentence]:
                 "p_adjusted": p,
                 "seeds": test.seeds,
             }
-            found.append(Sentence("tests", "is better than", numbers, list(numbers.values())))
-    still = [test for test in of_data.tests if test.p is not None and of_data.adjusted[id(test)] >= 0.05]
-    if still:
-        room = max(abs(end) for test in still for end in test.interval or (0.0,))
-        numbers = {"room": room, "seeds": max(test.seeds for test in still), "seeds_needed": of_data.needed}
-        pool = [*numbers.values(), pairs, len(still), len(rows) - 4, *range(len(rows))]
-        found.append(Sentence("tests", "No difference is demonstrated", numbers, pool))
+            pool = [value for name, value in numbers.items() if name != "p_adjusted"]
+            words = {"is better than": True, "p < 0.001": p < 0.001}
+            found.append(Sentence("tests", words, numbers, [*pool, max(p, 0.001)]))
+    found += _undemonstrated(of_data)
     for one, other in combinations([row for row in rows if row.scores and not row.is_baseline], 2):
         if splits := _same_splits(one, other):
-            found.append(Sentence("configurations", "gave the same outputs", {"splits": splits}, []))
+            found.append(Sentence("configurations", {"gave the same outputs": True}, {"splits": splits}, []))
     nothing = sum(len(row.degenerate) for row in rows if not row.is_baseline)
     if nothing:
-        found.append(Sentence("configurations", "learned nothing", {"trials": nothing}, [nothing, *range(len(rows))]))
+        pool = [nothing, *range(len(rows))]
+        found.append(Sentence("configurations", {"learned nothing": True}, {"trials": nothing}, pool))
     found += _training_sentences(rows)
     failed = [len(row.failed) for row in rows if row.failed]
     if failed:
-        found.append(Sentence("configurations", "failed", {"trials": sum(failed)}, [sum(failed), *range(len(rows))]))
+        pool = [sum(failed), *range(len(rows))]
+        found.append(Sentence("configurations", {"failed": True}, {"trials": sum(failed)}, pool))
     return found
+
+
+def _undemonstrated(of_data: Outcome) -> list[Sentence]:
+    """Returns the sentence on tests that show nothing: what they leave room for, all together."""
+    still = [test for test in of_data.tests if test.p is not None and not of_data.is_shown(test)]
+    if not still:
+        return []
+    ends = [test.simultaneous for test in still if test.simultaneous]
+    room = max(abs(end) for both in ends for end in both) if len(ends) == len(still) else None
+    seeds = max(test.seeds for test in still)
+    numbers = {"room": room, "seeds": seeds, "seeds_needed": of_data.needed}
+    counts = [len(of_data.tests), len(still), len(still) - 4, of_data.corrected_for, seeds, of_data.needed]
+    words = {
+        "No difference is demonstrated": True,
+        "leave room for up to": room is not None,
+        "none could be": seeds < of_data.needed,
+    }
+    return [Sentence("tests", words, numbers, [*counts, *([] if room is None else [room])])]
 
 
 def _training_sentences(rows: Sequence[Row]) -> list[Sentence]:
@@ -277,13 +328,14 @@ def _training_sentences(rows: Sequence[Row]) -> list[Sentence]:
         at_chance = [one for one in map(loss_at_chance, row.done) if one]
         if 2 * len(at_chance) > len(row.done):
             pool = [len(at_chance), len(row.done), *at_chance[0], *_settings_of(row)]
-            words = "was trained too little to be judged"
+            lowest, guessed = at_chance[0]
+            words = {"cannot be judged by these scores": True, "Diverged": lowest > 1.02 * guessed}
             found.append(Sentence("training", words, {"trials": len(at_chance)}, pool))
         elif 2 * sum(bool(loss_at_chance(one) or still_falling(one)) for one in row.done) > len(row.done):
             improving.append(row.name)
     if improving:
         numbers = {"configurations": len(improving)}
-        found.append(Sentence("training", "Still improving", numbers, [*range(len(rows))]))
+        found.append(Sentence("training", {"Still improving": True}, numbers, [*range(len(rows))]))
     return found
 
 
@@ -292,7 +344,9 @@ def _settings_of(row: Row) -> list[float]:
 
 
 def _same_splits(one: Row, other: Row) -> list[str]:
-    """Returns the splits on which two rows gave the same logits with every common seed."""
+    """Returns the splits on which two rows of the same seeds gave the same logits with every one."""
+    if one.scores.keys() != other.scores.keys():
+        return []
     common = [(a, b) for a in one.done for b in other.done if a.row["seed"] == b.row["seed"] and a.texts(one.split)]
     common = [(a, b) for a, b in common if b.texts(one.split)]
     same = [
@@ -307,9 +361,10 @@ def _check_budget_claim(claim: dict[str, Any], found: Recomputed, checks: Checks
     where = f"comparison.json: claim {claim['text'][:60]!r}"
     rows = [row for row in found.outcomes[claim["data"]].rows if not row.is_baseline]
     sizes: dict[str, set[int]] = {}
-    for entry in dict.fromkeys((row.first.row["backbone"], row.first.entry) for row in rows):
-        size = sum((row.first.row["backbone"], row.first.entry) == entry for row in rows)
-        sizes.setdefault(entry[1], set()).add(size)
+    several = len({row.first.row["backbone"] for row in rows}) > 1
+    for backbone, entry in dict.fromkeys((row.first.row["backbone"], row.first.entry) for row in rows):
+        size = sum((row.first.row["backbone"], row.first.entry) == (backbone, entry) for row in rows)
+        sizes.setdefault(f"{entry} on {backbone}" if several else entry, set()).add(size)
     for name, value in claim["numbers"].items():
         known = sizes.get(name, set()) if name != "settings" else set().union(*sizes.values())
         checks.equal(f"{where}, {name}: {value} is among {sorted(known)}", value in known, True)
@@ -342,6 +397,8 @@ def check_more_labels(where: str, sentence: str, step: Step, steps: int, found: 
         sign = -1.0 if after.metric in LOWER_IS_BETTER else 1.0
         mean = statistics.fmean(gap[0])
         low, high = sorted(sign * end for end in within(gap[1].ends(mean, 0.05 / steps), after.metric))
-        checks.equal(f"{where}: {after.name!r} still gains", ": yes, " in sentence, low > 0)
+        p = 0.0 if after.is_baseline else sign_flips(gap[0]) * steps
+        for words, said in ((": yes, ", low > 0 and p < 0.05), ("seem to help", low > 0 and p >= 0.05)):
+            checks.equal(f"{where}: {after.name!r}, {words!r}", words in sentence, said)
         pool += [sign * mean, len(gap[0]), low, high]
     checks.among(where, sentence, pool, [*found.names, "95 %"])

@@ -7,11 +7,12 @@ import re
 from typing import Any
 
 from tests.recomputed import insights
-from tests.recomputed.comparison import NEAR, Recomputed
+from tests.recomputed.comparison import Recomputed
 from tests.recomputed.inference import Row
 from tests.recomputed.page import Cell, Node
 from tests.recomputed.printed import Checks
 from tests.recomputed.stored import Stored
+from tests.recomputed.verdict import NEAR
 
 
 class Context:

@@ -1,4 +1,4 @@
-"""What follows from scores: intervals, tests, ties, and the verdict; written from the documented definitions."""
+"""What follows from scores: intervals, tests, and what was learned; written from the documented definitions."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations, product
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from tests.recomputed.scores import LOWER_IS_BETTER, draws_of, stream
+from tests.recomputed.scores import draws_of, stream
 from tests.recomputed.stored import FLOOR, PLAIN_LOSS, Trial
 
 FloatArray = NDArray[np.float64]
 TINY = 1e-12
-COSTS = ("trainable", "bundle_bytes", "seconds", "serving")
+MOST_GUESSED = 1.645
+"""Of a standard normal, what one guess in twenty exceeds."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,17 @@ class Variance:
         )
 
 
-def variance(scores: Sequence[float], draws: FloatArray, texts: int) -> Variance:
+def variance(scores: Sequence[float], draws: FloatArray, texts: int) -> Variance | None:
     """Returns the variance of the mean of S scores: var(scores) / S, and the mean covariance of different seeds.
 
     The covariance is over draws, enlarged by N / (N - 1); it is no less than half of a seed's own variance over S, less
-    what the seeds bring.
+    what the seeds bring. Draws on which some score is not defined are left out; None where they are half or more.
     """
     seeds = len(scores)
-    covariances = np.atleast_2d(np.cov(draws, ddof=1)) * texts / (texts - 1)
+    defined = draws[:, [bool(np.isfinite(column).all()) for column in draws.T]]
+    if defined.shape[1] <= draws.shape[1] / 2:
+        return None
+    covariances = np.atleast_2d(np.cov(defined, ddof=1)) * texts / (texts - 1)
     own = float(np.trace(covariances)) / seeds
     if seeds == 1:
         return Variance(0.0, 0, own, texts - 1)
@@ -83,8 +87,10 @@ def variance(scores: Sequence[float], draws: FloatArray, texts: int) -> Variance
     return Variance(of_seeds, seeds - 1, max(between, own / seeds / 2 - of_seeds, 0.0), texts - 1)
 
 
-def interval(mean: float, known: Variance, metric: str, texts: int) -> tuple[float, float]:
-    """Returns the 95 % interval of a mean: Wilson's of a share of texts, else within the metric's range."""
+def interval(mean: float, known: Variance, metric: str, texts: int) -> tuple[float, float] | None:
+    """Returns the 95 % interval of a mean: Wilson's of a share of texts, else within its range; of ece none."""
+    if metric == "ece":
+        return None
     if metric in ("accuracy", "exact_match"):
         total = known.seeds + known.texts
         trials = mean * (1 - mean) / total if total > TINY**2 else texts
@@ -180,6 +186,23 @@ class Row:
         found = {one.row["seed"]: shows_nothing(one, self.split) for one in self.scored()}
         return {seed: numbers for seed, numbers in found.items() if numbers is not None}
 
+    @cached_property
+    def unlearned(self) -> bool:
+        """Whether some seed shows nothing learned on validation."""
+        return any(shows_nothing(one, "validation") is not None for one in self.scored("validation"))
+
+    @cached_property
+    def is_judged(self) -> bool:
+        """Whether more than half of the scored seeds learned something, and left a loss at chance."""
+        if not math.isfinite(self.mean) or self.first.row["kind"] == FLOOR:
+            return False
+        telling = [one for one in self.scored() if one.row["seed"] not in self.degenerate and not loss_at_chance(one)]
+        return len(telling) > len(self.scores) / 2
+
+    @property
+    def is_waiting(self) -> bool:
+        return any(one.row["status"] in ("pending", "running") for one in self.trials)
+
     @property
     def has_known_spread(self) -> bool:
         return math.isfinite(self.mean) and (len(self.scores) > 1 or self.is_baseline)
@@ -192,7 +215,8 @@ class Row:
     def seconds(self) -> float | None:
         return self.over_seeds(one.row["seconds"] for one in self.done)
 
-    def costs(self, cost: str) -> list[float]:
+    def cost(self, cost: str) -> float:
+        """Returns what it costs by one measure; infinite where that is not known."""
         sizes = [one.row["bundle_bytes"] for one in self.done if one.row["bundle_bytes"] is not None]
         known = {
             "trainable": self.first.parameters.get("trainable"),
@@ -200,8 +224,8 @@ class Row:
             "seconds": self.seconds,
             "serving": self.first.row.get("serving_operations"),
         }
-        order = [cost, *(other for other in COSTS if other != cost)]
-        return [math.inf if (value := known[name]) is None else float(value) for name in order]
+        value = known[cost]
+        return math.inf if value is None else float(value)
 
 
 def shows_nothing(trial: Trial, split: str) -> tuple[float, ...] | None:
@@ -212,10 +236,12 @@ def shows_nothing(trial: Trial, split: str) -> tuple[float, ...] | None:
     if not trial.has_numbers(split):
         return ()
     decided, right = trial.decided(split), float(trial.right(split).mean())
-    if len(labels) > 1 and len(np.unique(decided, axis=0)) == 1:
+    if len(np.unique(labels, axis=0)) == 1:
+        return None
+    if len(np.unique(decided, axis=0)) == 1:
         return ()
     most = float(np.unique(labels, axis=0, return_counts=True)[1].max() / len(labels))
-    if not trial.several and right <= most and not trial.is_baseline:
+    if not trial.several and not trial.is_baseline and right <= most and _guesses(trial, split):
         return right, most
     area = trial.score(split, "roc_auc") if trial.several else math.nan
     if area <= 0.5:
@@ -223,6 +249,11 @@ def shows_nothing(trial: Trial, split: str) -> tuple[float, ...] | None:
     half_way = area >= 0.75 if trial.several else right >= most + 0.5 * (1.0 - most)
     at_chance = loss_at_chance(trial)
     return at_chance if at_chance and not half_way else None
+
+
+def _guesses(trial: Trial, split: str) -> bool:
+    """Returns whether guesses would correlate so with the labels once in twenty times (Pearson's chi-squared)."""
+    return trial.score(split, "matthews") * math.sqrt(trial.texts(split)) <= MOST_GUESSED
 
 
 def validation_losses(trial: Trial) -> list[float]:
@@ -273,6 +304,7 @@ class Pair:
     seeds: int
     difference: float
     interval: tuple[float, float] | None
+    simultaneous: tuple[float, float] | None
     p_seeds: float | None
     p_texts: float | None
     p: float | None
@@ -288,23 +320,24 @@ def difference_of(a: Row, b: Row) -> tuple[list[float], Variance, list[tuple[int
     if a.texts != b.texts or a.texts < 2 or not found or not all(map(math.isfinite, found)):
         return None
     draws = np.stack([a.draws[one] - b.draws[other] for one, other in seeds])
-    return found, variance(found, draws, a.texts), seeds
+    known = variance(found, draws, a.texts)
+    return None if known is None else (found, known, seeds)
 
 
-def tested(a: Row, b: Row) -> Pair:
+def tested(a: Row, b: Row, pairs: int) -> Pair:
+    """Returns the test of one of so many pairs."""
     found = difference_of(a, b)
     if found is None:
-        return Pair(a, b, 0, a.mean - b.mean, None, None, None, None)
+        return Pair(a, b, 0, a.mean - b.mean, None, None, None, None, None)
     differences, known, seeds = found
-    mean, neither = statistics.fmean(differences), a.is_baseline and b.is_baseline
-    p_seeds = None if neither else sign_flips(differences)
-    p_both = known.p_value(mean) if neither or len(differences) > 1 else None
-    ps = [p for p in (p_seeds, p_both) if p is not None]
+    mean, several = statistics.fmean(differences), len(differences) > 1
+    p_seeds = sign_flips(differences)
+    p = max(p_seeds, known.p_value(mean)) if several else p_seeds
     right = [{one.row["seed"]: one.right(row.split) for one in row.scored()} for row in (a, b)]
     p_texts = mcnemar([(right[0][one], right[1][other]) for one, other in seeds])
-    count = 0 if neither else len(differences)
     ends = within(known.ends(mean), a.metric)
-    return Pair(a, b, count, mean, ends, p_seeds, p_texts, max(ps, default=None))
+    together = within(known.ends(mean, 0.05 / pairs), a.metric) if several else None
+    return Pair(a, b, len(differences), mean, ends, together, p_seeds, p_texts, p)
 
 
 def sign_flips(differences: Sequence[float]) -> float:
@@ -341,125 +374,3 @@ def holm(values: Sequence[float]) -> list[float]:
 
 def seeds_needed(tests: int) -> int:
     return next(seeds for seeds in range(1, 60) if 2 / 2**seeds * max(tests, 1) < 0.05)
-
-
-def chosen_of(rows: Sequence[Row]) -> Row | None:
-    """Returns the row of the best mean on validation of those that may be chosen, the first of equals."""
-    usable = [row for row in rows if math.isfinite(row.mean) and not row.degenerate]
-    usable = [row for row in usable if not row.is_baseline] or usable
-    usable = [row for row in usable if row.has_known_spread] or usable
-    by_validation = all(math.isfinite(row.validation) for row in usable)
-    best = None
-    for row in usable:
-        if best is None or _better(
-            row.metric, *((one.validation if by_validation else one.mean) for one in (row, best))
-        ):
-            best = row
-    return best
-
-
-def _better(metric: str, new: float, old: float) -> bool:
-    return new < old if metric in LOWER_IS_BETTER else new > old
-
-
-def asked_pairs(rows: Sequence[Row], chosen: Row | None, all_pairs: bool) -> list[tuple[Row, Row]]:
-    if chosen is None:
-        return []
-    rivals = [
-        row
-        for row in rows
-        if row is not chosen and math.isfinite(row.mean) and not row.degenerate and row.first.row["kind"] != FLOOR
-    ]
-    between = [(a, b) for a, b in combinations(rivals, 2) if not (a.is_baseline and b.is_baseline)]
-    return [(chosen, row) for row in rivals] + (between if all_pairs else [])
-
-
-def standings(rows: Sequence[Row], chosen: Row | None, tests: int) -> dict[str, str]:
-    """Returns where each row stands against the chosen one, by Bonferroni's intervals and a pooled spread of seeds."""
-    usable = [row for row in rows if math.isfinite(row.mean) and not row.degenerate]
-    degrees = sum(len(row.scores) - 1 for row in usable)
-    squares = sum(statistics.variance(row.scores.values()) * (len(row.scores) - 1) for row in usable if row.spread)
-    found = {}
-    for row in rows:
-        if chosen is None or not math.isfinite(row.mean):
-            found[row.name] = "not comparable"
-        elif row is chosen:
-            found[row.name] = "chosen"
-        else:
-            found[row.name] = _standing(row, chosen, squares / degrees if degrees else None, degrees, max(tests, 1))
-    return found
-
-
-def _standing(row: Row, chosen: Row, spread: float | None, degrees: int, tests: int) -> str:
-    found = difference_of(chosen, row)
-    if found is None or (spread is None and not (row.is_baseline and chosen.is_baseline)):
-        return "tied"
-    seeds = sum(0.0 if one.is_baseline else 1 / len(one.scores) for one in (row, chosen))
-    known = Variance((spread or 0.0) * seeds, degrees, found[1].texts, found[1].texts_degrees)
-    difference = chosen.mean - row.mean
-    if _reaches_zero(known.ends(difference, 0.05 / tests)):
-        own, others = list(row.scores.values()), list(chosen.scores.values())
-        below = min(own) > max(others) if row.metric in LOWER_IS_BETTER else max(own) < min(others)
-        of_texts = Variance(0.0, 0, known.texts, known.texts_degrees).ends(difference, 0.05 / tests)
-        return "outpaced" if below and not _reaches_zero(of_texts) else "tied"
-    return "behind" if (difference > 0) != (row.metric in LOWER_IS_BETTER) else "ahead"
-
-
-def _reaches_zero(ends: tuple[float, float]) -> bool:
-    return ends[0] <= TINY and ends[1] >= -TINY
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What may be said of rows on one data set."""
-
-    rows: list[Row]
-    chosen: Row | None
-    standing: dict[str, str]
-    tests: list[Pair]
-    adjusted: dict[int, float]
-    needed: int
-    winner: str | None
-    recommended: str | None
-
-
-def outcome(rows: list[Row], cost: str, all_pairs: bool) -> Outcome:
-    chosen = chosen_of(rows)
-    asked = asked_pairs(rows, chosen, all_pairs or rows[0].split == "validation")
-    tests = [tested(a, b) for a, b in asked]
-    known = [test for test in tests if test.p is not None]
-    adjusted = dict(zip(map(id, known), holm([test.p for test in known if test.p is not None]), strict=True))
-    standing = standings(rows, chosen, len(asked))
-    shown = [test for test in tests if all_pairs or test.a is chosen]
-    winner, recommended = _verdict(rows, chosen, standing, shown, adjusted, cost)
-    return Outcome(rows, chosen, standing, shown, adjusted, seeds_needed(len(known)), winner, recommended)
-
-
-def _verdict(
-    rows: Sequence[Row],
-    chosen: Row | None,
-    standing: dict[str, str],
-    tests: Sequence[Pair],
-    adjusted: dict[int, float],
-    cost: str,
-) -> tuple[str | None, str | None]:
-    """Returns the winner and the recommended: the cheapest of what is tied with the chosen row, if it can be told."""
-    if chosen is None or chosen.is_baseline or len(chosen.scores) < 2:
-        return None, None
-    if any(row.is_baseline and standing[row.name] == "ahead" for row in rows):
-        return None, None
-    near = ("chosen", "tied", "ahead")
-    trained = [row for row in rows if not row.is_baseline]
-    tied = [row for row in trained if standing[row.name] in near and not row.degenerate and row.has_known_spread]
-    sound = [row for row in tied if not row.failed] or tied
-    recommended = min(sound, key=lambda row: row.costs(cost)).name
-    rivals = [row for row in trained if row is not chosen and math.isfinite(row.mean) and not row.degenerate]
-    against = [test for test in tests if chosen in (test.a, test.b)]
-    won = bool(rivals) and bool(against) and all(_won(test, adjusted) for test in against)
-    return (chosen.name if won else None), recommended
-
-
-def _won(test: Pair, adjusted: dict[int, float]) -> bool:
-    """Returns whether the first of the pair, the chosen row, is demonstrated to be better."""
-    better = test.difference < 0 if test.a.metric in LOWER_IS_BETTER else test.difference > 0
-    return better and adjusted.get(id(test), 1.0) < 0.05

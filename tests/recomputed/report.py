@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from tests.recomputed import insights
-from tests.recomputed.comparison import NEAR, Recomputed, check_more_labels, check_reason, costs, last_steps
+from tests.recomputed.comparison import Recomputed, check_more_labels, check_reason, costs, last_steps
 from tests.recomputed.context import Context
 from tests.recomputed.figures import Figures
 from tests.recomputed.inference import Row
@@ -14,6 +14,7 @@ from tests.recomputed.page import Cell, Node, parse, table_of
 from tests.recomputed.printed import Checks
 from tests.recomputed.stored import Stored
 from tests.recomputed.tables import Tables
+from tests.recomputed.verdict import NEAR
 
 LABEL_COLUMNS = {
     "Texts": "support", "Precision": "precision", "Recall": "recall", "F1": "f1", "ROC-AUC": "roc_auc",

@@ -115,7 +115,7 @@ class Judged:
         areas = np.stack([_drawn_area(draws, truth[:, one] == 1, chances[:, one]) for one in columns])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return np.nan_to_num(np.nanmean(areas, axis=0)) if self.several else areas.mean(axis=0)
+            return np.asarray(np.nanmean(areas, axis=0) if self.several else areas.mean(axis=0))
 
     def _from_confusion(self, metric: str, draws: FloatArray) -> FloatArray:
         base, _, average = metric.partition("_")

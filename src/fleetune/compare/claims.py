@@ -94,8 +94,8 @@ def _not_shown(tests: Sequence[PairTest], split: str, data: str) -> Iterator[Cla
     seeds = max(test.seeds for test in open_tests)
     text = f"No difference is demonstrated {what} on {split}"
     ends = [abs(end) for test in open_tests for end in test.simultaneous or ()]
-    room = max(ends, default=None)
-    if room is not None and all(test.simultaneous for test in open_tests):
+    room = max(ends) if all(test.simultaneous for test in open_tests) else None
+    if room is not None:
         text += f"; intervals that hold for all together leave room for up to {room:.3f}"
     text += "."
     if seeds < first.seeds_needed:
