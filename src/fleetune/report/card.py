@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import functools
-import math
 import re
-import statistics
-import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fleetune.bundle.manifest import Manifest, read_manifest
-from fleetune.compare.calibration import OF_PROBABILITIES, bundle_scores, temperature_of
-from fleetune.compare.intervals import Interval, score_interval, uncertainty
-from fleetune.compare.resampling import resampled
 from fleetune.compare.result import TrialResult
 from fleetune.data.writing import write_text
 from fleetune.engine.embedded import PREFIX
 from fleetune.errors import UserError
 from fleetune.report import words
 from fleetune.report.card_code import how_to_use
-from fleetune.report.markdown import code, code_block, escaped, one_line, table_row
+from fleetune.report.card_scores import Result, hub_name, metadata, results_of, title_of
+from fleetune.report.markdown import code, code_block, escaped, table_row
 
 if TYPE_CHECKING:
-    from huggingface_hub import EvalResult, ModelCardData
     from jinja2 import Environment
 
     from fleetune.compare.summary import Comparison
@@ -36,27 +29,6 @@ if TYPE_CHECKING:
 CARD = "README.md"
 TEMPLATE = "card.md.j2"
 MAX_LABELS = 200
-LIBRARIES = {"adapter": "peft", "merged": "transformers"}
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?")
-AVERAGED = re.compile(r"(f1|precision|recall)_(macro|micro|weighted)")
-HUB_METRICS = {"matthews": "matthews_correlation"}
-
-
-@dataclass(frozen=True)
-class Result:
-    """One metric of the bundle, and of its configuration over seeds.
-
-    Attributes:
-        metric: Its name.
-        value: Of this bundle.
-        mean: Over the configuration's finished seeds, each as it would be exported; None where the run is not at hand.
-        interval: 95 % interval of the mean; None below two seeds.
-    """
-
-    metric: str
-    value: float
-    mean: float | None = None
-    interval: tuple[float, float] | None = None
 
 
 def write_card(bundle: Path, run: Run | None = None, comparison: Comparison | None = None) -> Path:
@@ -81,14 +53,14 @@ def render_card(manifest: Manifest, run: Run | None = None, comparison: Comparis
     trial = None if run is None else _trial_of(manifest, run)
     siblings = [] if run is None or trial is None else _siblings(run, trial)
     split = "test" if "test" in manifest.training.get("scores", {}) else "validation"
-    results = _results(manifest, siblings, split)
-    data = _metadata(manifest, run, results, split)
+    results = results_of(manifest, siblings, split)
+    data = metadata(manifest, run, results, split)
     return (
         _environment()
         .get_template(TEMPLATE)
         .render(
             metadata=data.to_yaml(),
-            title=_title(manifest),
+            title=title_of(manifest),
             facts=_facts(manifest, trial),
             manifest=manifest,
             usage=how_to_use(manifest),
@@ -102,10 +74,15 @@ def render_card(manifest: Manifest, run: Run | None = None, comparison: Comparis
             settings=_settings(manifest, trial),
             limitations=_limitations(manifest, trial, siblings, comparison, split),
             command="" if run is None else run.command,
-            recipe="" if run is None else run.recipe_text,
+            recipe="" if run is None else _without_folders(run.recipe_text),
             packages=_packages(manifest),
         )
     )
+
+
+def _without_folders(recipe: str) -> str:
+    """Returns the recipe with files by their names alone: whose folders they lie in is nobody's business."""
+    return re.sub(r'"(?:/|[A-Za-z]:\\\\)(?:[^"]*[/\\])([^"/\\]+)"', r'"\1"', recipe)
 
 
 def _trial_of(manifest: Manifest, run: Run) -> TrialResult:
@@ -121,42 +98,6 @@ def _trial_of(manifest: Manifest, run: Run) -> TrialResult:
 def _siblings(run: Run, trial: TrialResult) -> list[TrialResult]:
     same = [other for other in run.trials if other.configuration == trial.configuration and other.status == "done"]
     return [other for other in same if other.train_share == trial.train_share]
-
-
-def _title(manifest: Manifest) -> str:
-    training = manifest.training
-    name = one_line(training.get("name") or manifest.method.kind)
-    return f"{name} on {one_line(training['data'])}" if training.get("data") else name
-
-
-def _results(manifest: Manifest, siblings: Sequence[TrialResult], split: str) -> list[Result]:
-    own: dict[str, float] = manifest.training.get("scores", {}).get(split, {})
-    others = [trial for trial in siblings if split in trial.predictions]
-    scores = [bundle_scores(trial, split, temperature_of(trial)) for trial in others]
-    results = []
-    for metric, value in own.items():
-        values = [one[metric] for one in scores if math.isfinite(one.get(metric, math.nan))]
-        if not values or len(values) < len(others):
-            results.append(Result(metric, value, None, None))
-        else:
-            interval = _interval(others, values, metric, split)
-            results.append(Result(metric, value, statistics.fmean(values), interval))
-    return results
-
-
-def _interval(trials: Sequence[TrialResult], values: Sequence[float], metric: str, split: str) -> Interval | None:
-    """Returns the interval of the mean over seeds and texts; None below two seeds, or texts."""
-    texts = len(trials[0].predictions[split][0])
-    if len(trials) < 2 or texts < 2:
-        return None
-    judged = [_cooled(trial, split) if metric in OF_PROBABILITIES else trial for trial in trials]
-    known = uncertainty(values, resampled(judged, split, metric), texts)
-    return None if known is None else score_interval(statistics.fmean(values), known, metric, texts)
-
-
-def _cooled(trial: TrialResult, split: str) -> TrialResult:
-    labels, logits = trial.predictions[split]
-    return replace(trial, predictions={split: (labels, logits / np.float32(temperature_of(trial)))})
 
 
 def _result_line(result: Result) -> list[str]:
@@ -175,60 +116,6 @@ def _about_results(manifest: Manifest, trial: TrialResult | None, siblings: Sequ
             "95 %, over seeds and texts."
         )
     return " ".join(sentences)
-
-
-def _metadata(manifest: Manifest, run: Run | None, results: Sequence[Result], split: str) -> ModelCardData:
-    from huggingface_hub import ModelCardData
-
-    tags = ["fleetune", "text-classification", manifest.method.kind, manifest.backbone.model_type]
-    title = _title(manifest)
-    return ModelCardData(
-        library_name=LIBRARIES.get(manifest.form, "fleetune"),
-        pipeline_tag="text-classification",
-        base_model=_hub_name(manifest),
-        tags=[*tags, *(["multi-label"] if manifest.multi_label else [])],
-        model_name=title if results else None,
-        eval_results=[_eval_result(manifest, run, result, split) for result in results] or None,
-    )
-
-
-def _hub_name(manifest: Manifest) -> str | None:
-    """Returns the backbone's name on the hub; None for a folder or an embedded one."""
-    name = manifest.backbone.model
-    return name if HUB_NAME.fullmatch(name) and not name.startswith(PREFIX) and ".." not in name else None
-
-
-def _eval_result(manifest: Manifest, run: Run | None, result: Result, split: str) -> EvalResult:
-    from huggingface_hub import EvalResult
-
-    name = one_line(manifest.training.get("data") or "data")
-    hub = None if run is None else _hub_data(run.recipe_text, name)
-    averaged = AVERAGED.fullmatch(result.metric)
-    return EvalResult(
-        task_type="text-classification",
-        task_name="Text classification",
-        dataset_type=hub[0] if hub else words.key(name),
-        dataset_name=name,
-        dataset_config=hub[1] if hub else None,
-        dataset_split=split,
-        metric_type=averaged[1] if averaged else HUB_METRICS.get(result.metric, result.metric),
-        metric_name=words.metric_title(result.metric),
-        metric_value=result.value,
-        metric_args={"average": averaged[2]} if averaged else None,
-    )
-
-
-def _hub_data(recipe: str, name: str) -> tuple[str, str | None] | None:
-    """Returns repository and configuration of a data set that comes from the hub; None for any other."""
-    try:
-        tables = tomllib.loads(recipe).get("data", [])
-    except tomllib.TOMLDecodeError:
-        return None
-    for table in tables if isinstance(tables, list) else [tables]:
-        if isinstance(table.get("hf"), str) and one_line(table.get("name", "data")) == name:
-            parts = one_line(table["hf"]).split("/")
-            return ("/".join(parts[:2]), parts[2]) if len(parts) == 3 else ("/".join(parts), None)
-    return None
 
 
 def _facts(manifest: Manifest, trial: TrialResult | None) -> list[tuple[str, Any]]:
@@ -257,7 +144,7 @@ def _facts(manifest: Manifest, trial: TrialResult | None) -> list[tuple[str, Any
 def _shown_model(manifest: Manifest) -> str:
     """Returns the backbone's name; of a folder the last part alone, for where it lay is nobody's business."""
     name = manifest.backbone.model
-    return name if _hub_name(manifest) or name.startswith(PREFIX) else re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+    return name if hub_name(manifest) or name.startswith(PREFIX) else re.split(r"[/\\]", name.rstrip("/\\"))[-1]
 
 
 def _cut(manifest: Manifest) -> str:
@@ -287,7 +174,6 @@ def _labels(manifest: Manifest, trial: TrialResult | None, split: str) -> list[l
 
 
 def _scores_by_label(manifest: Manifest, trial: TrialResult | None, split: str) -> dict[str, dict[str, float]]:
-    import numpy as np
 
     from fleetune.calibration import calibrated_probabilities
     from fleetune.metrics import per_label_metrics
