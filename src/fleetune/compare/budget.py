@@ -182,9 +182,17 @@ def _budget(key: tuple[str, str, str], rows: Sequence[Row]) -> Budget:
         trials=sum(len(row.configuration.trials) for row in rows),
         axes=axes,
         chosen=chosen.name if chosen else None,
-        edges=tuple(edge for name, values in axes.items() if (edge := _edge(name, own.get(name), values))),
+        edges=tuple(edge for name, values in axes.items() if (edge := _edge(name, own.get(name), values)))
+        if chosen is not None and _is_alone(chosen, rows)
+        else (),
         untuned=f"not tuned: learning_rate {_short(*rates)} is the only one tried" if len(rates) == 1 else None,
     )
+
+
+def _is_alone(chosen: Row, rows: Sequence[Row]) -> bool:
+    """Returns whether the chosen row learned, and no other setting has the same score on validation."""
+    equal = [row for row in rows if row.validation == chosen.validation]
+    return chosen.is_judged and len(equal) == 1
 
 
 def _axes(settings: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:

@@ -40,7 +40,8 @@ def choose(rows: Sequence[Row], split: str) -> Choice | None:
     """Returns the trained row of the best mean on validation, of those that learned something there with every seed.
 
     Nothing of the scored split decides, so that a choice that fails there is seen to fail. Only where no row has scores
-    on validation do those that are compared decide. A row with one seed is chosen only where no row has two.
+    on validation do those that are compared decide. A row with one seed is chosen only where no row has two. Of equal
+    ones it is the one that trains fewer parameters.
 
     Args:
         rows: Rows on the same data.
@@ -56,9 +57,14 @@ def choose(rows: Sequence[Row], split: str) -> Choice | None:
     usable = [row for row in usable if len(row.scores) > 1] or usable
     best: Row | None = None
     for row in usable:
-        if best is None or is_better(row.metric, _score(row, by_validation), _score(best, by_validation)):
+        score, highest = _score(row, by_validation), _score(best, by_validation) if best else math.nan
+        if best is None or is_better(row.metric, score, highest) or (score == highest and _is_smaller(row, best)):
             best = row
     return None if best is None else Choice(best, by_validation, not by_validation or split == "validation")
+
+
+def _is_smaller(row: Row, other: Row) -> bool:
+    return (row.trainable or math.inf) < (other.trainable or math.inf)
 
 
 def _score(row: Row, by_validation: bool) -> float:

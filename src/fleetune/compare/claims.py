@@ -163,8 +163,9 @@ def _under_trained(rows: Sequence[Row], data: str) -> Iterator[Claim]:
         at_chance = [trial for trial in trials if loss_at_chance(trial)]
         if 2 * len(at_chance) > len(trials):
             reason = under_trained(at_chance[0]) or ""
-            text = f"{row.name} cannot be judged by these scores, with {len(at_chance)} of {len(trials)} seeds: "
-            yield Claim(text + reason, "training", {"trials": len(at_chance)}, data)
+            seeds = f"{len(at_chance)} of {len(trials)} seeds" if len(trials) > 1 else "its one seed"
+            text = f"{row.name} cannot be judged by these scores. {reason} So it was with {seeds}."
+            yield Claim(text, "training", {"trials": len(at_chance)}, data)
         elif 2 * sum(under_trained(trial) is not None for trial in trials) > len(trials):
             still.append(row.name)
     if still:
