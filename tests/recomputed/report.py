@@ -99,7 +99,7 @@ class _Page(Context):
     def _overview_line(self, where: str, row: Row, line: dict[str, Cell]) -> None:
         known = costs(row)
         names = {
-            "Trained": "trainable", "Bundle": "bundle_bytes", "Time": "seconds", "Peak memory": "peak_bytes",
+            "Trained": "trainable", "Weights": "bundle_bytes", "Time": "seconds", "Peak memory": "peak_bytes",
             "Operations": "operations", "Texts/s in training": "texts_per_second",
             "Texts/s in evaluation": "evaluation_texts_per_second", "Operations per text served": "serving_operations",
         }  # fmt: skip
@@ -109,6 +109,8 @@ class _Page(Context):
             if place == 1:
                 self._number(f"{where}, {title}", cell, row.mean)
                 self._ends(f"{where}, interval", cell.under, row.interval)
+            elif title == "Validation":
+                self._number(f"{where}, {title}", cell, row.validation)
             elif title == "Seeds":
                 self._number(f"{where}, {title}", Cell(cell.text.partition(" of ")[0], "", cell.value), len(row.scores))
                 self.checks.equal(

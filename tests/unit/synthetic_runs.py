@@ -38,6 +38,7 @@ class SyntheticRun:
     test_uses: list[TestUse] = field(default_factory=list)
     texts: dict[str, dict[str, HeldOutTexts]] = field(default_factory=dict)
     cost: Cost = "trainable"
+    hashes: dict[str, str] = field(default_factory=dict)
 
 
 def predictions(seed: int, texts: int, num_labels: int, quality: float, multi_label: bool) -> Predictions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sqlite3
@@ -40,6 +41,7 @@ class RunResults:
         audits: The audit of each data set.
         environment: The machine of the last attempt.
         command: What repeats the run.
+        hashes: SHA-256 of recipe, data and backbones, by what they are of.
         attempts: When each process took the run up, and how it left it.
         cost: By which cost the cheapest of equals is chosen: `trainable`, `bundle_bytes`, `seconds` or `serving`.
         texts: The texts of validation and test by data name and split, in the order of the predictions; older runs
@@ -54,6 +56,7 @@ class RunResults:
     audits: list[dict[str, Any]]
     environment: dict[str, Any]
     command: str
+    hashes: Mapping[str, str] = field(default_factory=dict)
     attempts: list[dict[str, Any]] = field(default_factory=list)
     cost: Cost = "trainable"
     texts: Mapping[str, Mapping[str, HeldOutTexts]] = field(default_factory=dict)
@@ -93,6 +96,7 @@ def _load_results(folder: Path) -> RunResults:
         trials=trials,
         audits=[_audit(_inside(folder, facts["folder"])) for facts in meta.get("data", {}).values()],
         environment=environment,
+        hashes=_hashes(place, meta),
         command=meta.get("command", ""),
         attempts=attempts,
         cost=meta.get("cost", "trainable"),
@@ -101,6 +105,17 @@ def _load_results(folder: Path) -> RunResults:
         ),
         test_uses=test_uses,
     )
+
+
+def _hashes(place: RunFolder, meta: dict[str, Any]) -> dict[str, str]:
+    """Returns SHA-256 of the recipe, of each data set's texts and labels, and of each backbone, by what it is of."""
+    found = {"recipe": hashlib.sha256(place.recipe.read_bytes()).hexdigest()} if place.recipe.exists() else {}
+    found |= {f"data {name}": str(facts["hash"]) for name, facts in meta.get("data", {}).items() if facts.get("hash")}
+    models = [facts["model_hash"] for facts in meta.get("backbones", {}).values() if facts.get("model_hash")]
+    of_several = len(set(models)) > 1
+    for number, one in enumerate(dict.fromkeys(models), start=1):
+        found[f"backbone {number}" if of_several else "backbone"] = str(one)
+    return found
 
 
 def load_trial(folder: Path, trial: str) -> TrialResult:

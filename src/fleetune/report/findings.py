@@ -109,7 +109,7 @@ def calibration_part(bins: pd.DataFrame, errors: pd.DataFrame, points: pd.DataFr
         tables.append(
             table_view("operating-points", "Thresholds for a wished precision or recall", caption, points, columns)
         )
-    caption = "Points on the dashed line are right as often as they say; below it probabilities promise too much. "
+    caption = "Points on the dashed line come true as often as they say; below it probabilities promise too much. "
     caption += f"A point's area is its number of predictions on the {title} texts, seeds pooled."
     if (of_all := bins["configuration"].nunique()) > MAX_PANELS:
         caption += f" The first {MAX_PANELS} of {of_all} configurations."

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 FEWEST_TEXTS = 20
 """Of a split below it parts and disagreements are anecdotes."""
+FEWER_STEPS = "Each size trains for the same epochs, so that fewer texts are fewer steps, too."
 SLICED = 6
 """Configurations whose parts are scored: the best of them."""
 
@@ -99,7 +100,7 @@ def _data_curve(run: Run, comparison: Comparison) -> Part | None:
     for point in points:
         by_data.setdefault(point.data, []).append(point)
     tables = {name: (members[0].metric, data_curve.frame(members)) for name, members in by_data.items()}
-    return data_curve_part(tables, data_curve.more_labels_help(points))
+    return data_curve_part(tables, [*data_curve.more_labels_help(points), FEWER_STEPS])
 
 
 def _calibration(scored: Mapping[str, Sequence[Row]], split: str) -> Part | None:

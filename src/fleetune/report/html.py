@@ -55,6 +55,10 @@ class Run(Protocol):
         """What was typed."""
 
     @property
+    def hashes(self) -> Mapping[str, str]:
+        """SHA-256 of recipe, data and backbones, by what they are of."""
+
+    @property
     def cost(self) -> Cost:
         """By what the cheapest of the tied is recommended."""
 

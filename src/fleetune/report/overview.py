@@ -61,7 +61,7 @@ def overview(rows: Sequence[Row], recommended: str | None, lower_is_better: bool
     ]
     title = words.capitalised(words.metric_title(rows[0].metric))
     return Overview(
-        columns=[title, "Seeds", *(cost.title for cost in costs)],
+        columns=[title, "Validation", "Seeds", *(cost.title for cost in costs)],
         lines=[_line(row, recommended, costs) for row in rows],
         lower_is_better=lower_is_better,
     )
@@ -80,8 +80,10 @@ def pairs_table(tests: Sequence[PairTest], key: str = "tests") -> TableView | No
         title="Tests of pairs",
         caption="Difference: mean of the first less mean of the second on the same texts, over the seeds both have, "
         "with its 95 % interval over seeds and texts. p over seeds: exact sign-flip test. p over texts: McNemar's "
-        "test, of these trained classifiers alone. p adjusted: Holm's correction over every pair asked of the run; a "
-        "difference is demonstrated below 0.05. Seeds needed: the fewest with which a pair could be.",
+        "test, of these trained classifiers alone. p adjusted: the larger of the test over seeds and the one behind "
+        "the interval, after Holm's correction over every pair asked of the run. With n seeds it is never below "
+        "2 / 2^n, so that an interval may exclude 0 before anything is demonstrated, which it is below 0.05. Seeds "
+        "needed: the fewest with which a pair could be.",
         columns=headings,
         rows=[_test_cells(test, several) for test in tests[:MAX_TESTS]],
         total=len(tests),
@@ -113,6 +115,7 @@ def _line(row: Row, recommended: str | None, costs: Sequence[Cost]) -> Line:
         marks=_marks(row, recommended),
         cells=[
             Cell(words.score(row.mean), _finite(row.mean), _interval(row)),
+            Cell(words.score(row.validation), _finite(row.validation)),
             Cell(seeds, len(row.scores), spread),
             *(Cell(cost.write(cost.value(row)), _finite(cost.value(row)), cost.detail(row)) for cost in costs),
         ],
@@ -140,7 +143,7 @@ def _mean(attribute: str) -> Callable[[Row], float | None]:
 
 COSTS = (
     Cost("Trained", lambda row: row.trainable, words.integer, _split_parameters, True),
-    Cost("Bundle", lambda row: row.bundle_bytes, words.size, is_always_shown=True),
+    Cost("Weights", lambda row: row.bundle_bytes, words.size, is_always_shown=True),
     Cost("Time", lambda row: row.seconds, words.duration, is_always_shown=True),
     Cost("Peak memory", lambda row: row.peak_bytes, words.size, is_always_shown=True),
     Cost("Operations", _mean("operations"), words.operations),

@@ -72,6 +72,7 @@ class Page:
     audits: list[AuditView]
     last: list[Part]
     notes: list[str]
+    hashes: list[tuple[str, str]]
     environment: list[tuple[str, str]]
     command: str
     recipe: str
@@ -116,6 +117,7 @@ def build_page(run: Run, comparison: Comparison) -> Page:
         last=last,
         notes=_notes(comparison),
         environment=flat_facts(run.environment),
+        hashes=list(run.hashes.items()),
         command=run.command,
         recipe=run.recipe_text,
     )

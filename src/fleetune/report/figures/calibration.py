@@ -66,7 +66,7 @@ def _draw(table: pd.DataFrame) -> Picture:
     )
     base = alt.Chart(table).encode(
         x=alt.X("confidence:Q", title="confidence", scale=unit, axis=alt.Axis(tickCount=5)),
-        y=alt.Y("correct:Q", title="share right", scale=unit, axis=alt.Axis(tickCount=5)),
+        y=alt.Y("correct:Q", title="share true", scale=unit, axis=alt.Axis(tickCount=5)),
         color=alt.Color("stage:N", title=None, scale=alt.Scale(domain=stages, range=colours), legend=None),
     )
     points = base.mark_point(filled=True, opacity=0.85).encode(

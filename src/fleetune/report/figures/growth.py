@@ -99,7 +99,7 @@ def _draw(
         axis = alt.Axis(values=values, format=",~r", grid=False, labelOverlap="greedy")
     else:
         scale = alt.Scale(zero=False, nice=False)
-        axis = alt.Axis(tickMinStep=tick_every, format="d", grid=False)
+        axis = alt.Axis(values=[value for value in values if value % tick_every == 0], format="d", grid=False)
     base = alt.Chart(table).encode(
         x=alt.X(f"{x}:Q", title=titles[0], scale=scale, axis=axis),
         color=alt.Color(
