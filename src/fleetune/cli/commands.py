@@ -98,14 +98,20 @@ def run_recipe(recipe: Recipe, path: Path, out: Path | None, executor: str, as_j
         print_line(run_line(result.summary))
         if result.report is not None:
             print_line(f"report: {result.report}")
-        if any(row.scores and not row.is_baseline for row in result.comparison.rows):
-            names = [data.name for data in recipe.data]
-            wanted = "best" if len(names) == 1 else shlex.quote(names[0])
-            print_line(f"Next: fleetune export {shlex.quote(str(folder))} {wanted} --to my-classifier")
+        for name in _to_ship(result.comparison):
+            print_line(f"Next: fleetune export {shlex.quote(str(folder))} {shlex.quote(name)} --to my-classifier")
     if result.summary.failed:
         hint = f"Type: fleetune status {shlex.quote(str(folder))}"
         print_error(f"{result.summary.failed} trials failed\n{hint}")
         raise typer.Exit(1)
+
+
+def _to_ship(comparison: Comparison) -> list[str]:
+    """Returns what `export` takes for the recommended configuration; of several data sets, the name of the first."""
+    if comparison.verdict.recommended is not None:
+        return [comparison.row(comparison.verdict.recommended).configuration.first.method]
+    data = list(dict.fromkeys(row.configuration.first.data for row in comparison.rows if row.is_judged))
+    return data[:1] if len(comparison.references) > 1 else []
 
 
 def show_status(folder: Path, as_json: bool) -> None:

@@ -86,6 +86,8 @@ def recipe_from(document: Document, base: Path, source: str, name: str = "experi
         RecipeError: If a table is missing, a key is unknown or a value is wrong.
     """
     for key in document:
+        if key in DataConfig.model_fields and key not in TABLES:
+            raise RecipeError(f"{source}: {key} is a key of [data]; put it there")
         if key not in (*TABLES, TRACK):
             hint = unknown_key(key, (*TABLES, TRACK), "").split("; ", 1)[1]
             raise RecipeError(f"{source}: [{key}] is not a known table; {hint}")
