@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -115,6 +116,7 @@ class Fleet:
         specs: The trials.
         data: Their texts.
         checkpoints: Folder of the trials' checkpoints, `ID/last` and `ID/best`; None keeps nothing on disk.
+        writing: Is entered around each write there; it raises where this process may not write any more.
 
     Raises:
         ValueError: If a trial cannot share the backbone's modules with the others.
@@ -122,7 +124,12 @@ class Fleet:
     """
 
     def __init__(
-        self, backbone: Backbone, specs: Sequence[TrialSpec], data: FleetData, checkpoints: Path | None = None
+        self,
+        backbone: Backbone,
+        specs: Sequence[TrialSpec],
+        data: FleetData,
+        checkpoints: Path | None = None,
+        writing: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         if len(specs) > 1 and any(spec.method.installs for spec in specs):
             raise ValueError("a trial whose method changes the backbone's modules trains in a fleet of its own")
@@ -130,7 +137,7 @@ class Fleet:
         self.backbone = backbone
         self.data = data
         self.trials = [
-            Trial(spec, slot, backbone, data.splits["train"], None if checkpoints is None else checkpoints / spec.id)
+            Trial(spec, slot, backbone, data.splits["train"], checkpoints and checkpoints / spec.id, writing)
             for slot, spec in enumerate(specs)
         ]
         self._attached: dict[int, int] = {}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,15 +81,23 @@ class Trial:
         backbone: The frozen model.
         train: Indices of the training texts.
         folder: Where `last/` and `best/` go; None keeps nothing.
+        writing: Is entered around each write there; it raises where this process may not write any more.
     """
 
     def __init__(
-        self, spec: TrialSpec, slot: int, backbone: Backbone, train: NDArray[np.int64], folder: Path | None
+        self,
+        spec: TrialSpec,
+        slot: int,
+        backbone: Backbone,
+        train: NDArray[np.int64],
+        folder: Path | None,
+        writing: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.spec = spec
         self.slot = slot
         self.train = train
         self.folder = folder
+        self._writing = writing
         self.parameters = TrialParameters(
             plan_parameters(backbone, spec.method, spec.seed), backbone.master_dtype, device()
         )
@@ -200,7 +210,8 @@ class Trial:
 
     def _save_best(self) -> None:
         if self.folder is not None and self.best is not None:
-            save_checkpoint(self.folder / "best", self.best, self._facts())
+            with self._writing():
+                save_checkpoint(self.folder / "best", self.best, self._facts())
 
     def save(self) -> None:
         """Writes everything a resume needs to `last/`; a finished trial leaves its optimizer state out."""
@@ -212,7 +223,8 @@ class Trial:
             tensors |= {f"optimizer/{name}": tensor for name, tensor in self.optimizer.state().items()}
         if self.micro_step:
             tensors |= {f"gradients/{name}": tensor for name, tensor in self.parameters.gradients().items()}
-        save_checkpoint(self.folder / "last", tensors, self._facts())
+        with self._writing():
+            save_checkpoint(self.folder / "last", tensors, self._facts())
 
     def seconds_since_save(self) -> float:
         """Returns how long ago `save` was called."""

@@ -24,6 +24,8 @@ from fleetune.redaction import holds_login
 TABLES = ("data", "backbone", "training", "method", "compare")
 TRACK = "track"
 EMBEDDED = "embedded:"
+PATHS = ("path", "train", "validation", "test")
+"""Keys of `[data]` that name files."""
 
 Named = TypeVar("Named", DataConfig, BackboneConfig)
 
@@ -231,7 +233,7 @@ def _found_from(base: Path, config: BackboneConfig) -> BackboneConfig:
 
 def _absolute(config: DataConfig, base: Path) -> Document:
     document = config.model_dump(mode="json", exclude_none=True)
-    for key in ("path", "train", "validation", "test"):
+    for key in PATHS:
         if key in document and not document[key].startswith(EMBEDDED):
             document[key] = str((base / Path(document[key]).expanduser()).resolve())
     return document

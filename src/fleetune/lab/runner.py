@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+import sqlite3
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -15,10 +15,12 @@ from fleetune.engine.events import Evaluated, Event, Failed, Finished, Stepped
 from fleetune.engine.fleet import FleetData, is_out_of_memory
 from fleetune.engine.optimizers import optimizer_notes
 from fleetune.engine.trial import TrialSpec
-from fleetune.errors import MethodError, RecipeError, UserError
+from fleetune.errors import MethodError, RecipeError, RunTakenOverError, StorageError, UserError
 from fleetune.lab.costs import TextCosts, costs_of
+from fleetune.lab.disk import naming_faults, storage_error
 from fleetune.lab.executors.base import BackboneFacts, Executor, FleetJob
 from fleetune.lab.executors.local import LocalExecutor
+from fleetune.lab.filesystem import refuse_network
 from fleetune.lab.folder import RunFolder
 from fleetune.lab.held_out import holds, write_held_out
 from fleetune.lab.inputs import Inputs, audit_with, tokens_for
@@ -60,33 +62,50 @@ def run(
         MissingExtraError: If the recipe names a tracker whose package is not installed.
         UserError: If the recipe, its data or a backbone cannot be used, or the folder holds another recipe's run.
         RunLockedError: If another process works on the folder.
+        RunTakenOverError: If another process took the run up while this one slept.
+        StorageError: If a disk is full, broken, read-only or shut; what was saved is whole, and the run can go on.
         RunInterrupted: If Ctrl-C or SIGTERM stopped it; what was trained is saved.
     """
-    started, place, tally = time.monotonic(), RunFolder(folder), Tally()
-    place.refuse_foreign()
-    tracking = Tracking(recipe.track, watch, draw)
+    place = RunFolder(folder)
+    with naming_faults(folder), StopRequest(place) as stop:
+        refuse_network(folder)
+        place.refuse_foreign()
+        return _run_until_stopped(
+            recipe, place, Tracking(recipe.track, watch, draw), watch, executor or LocalExecutor(), command, stop
+        )
+
+
+def _run_until_stopped(
+    recipe: Recipe,
+    place: RunFolder,
+    tracking: Tracking,
+    untracked: Watch,
+    executor: Executor,
+    command: str | None,
+    stop: StopRequest,
+) -> RunSummary:
+    started, tally = time.monotonic(), Tally()
     begin_peak()
-    watch(Said("reading and auditing the data"))
+    untracked(Said("reading and auditing the data"))
     if is_busy():
-        watch(Said("other programs keep this machine busy: training will be slower"))
+        untracked(Said("other programs keep this machine busy: training will be slower"))
     inputs = gather_for_run(recipe, place)
-    folder.mkdir(parents=True, exist_ok=True)
+    place.path.mkdir(parents=True, exist_ok=True)
     with (
         # The trackers are waited for when all else is over: a signal leaves little time to save trials.
         tracking as watch,
-        StopRequest() as stop,
-        RunLock(folder),
+        RunLock(place.path),
         open_ledger(place, inputs, command) as ledger,
     ):
         before = ledger.statuses()
-        watch(RunOpened(folder, inputs.plan, before, recipe.metric))
-        now = _Run(inputs, place, ledger, executor or LocalExecutor(), watch, stop, tally)
+        watch(RunOpened(place.path, inputs.plan, before, recipe.metric))
+        now = _Run(inputs, place, ledger, executor, watch, stop, tally)
         for number, fleet in enumerate(inputs.plan.fleets):
             now.train(number, fleet)
         after = ledger.statuses()
     skipped = sum(status == "done" for status in before.values())
     return RunSummary(
-        folder=folder,
+        folder=place.path,
         done=sum(status == "done" for status in after.values()) - skipped,
         failed=sum(status == "failed" for status in after.values()),
         skipped=skipped,
@@ -134,7 +153,13 @@ class _Run:
             if not fitting:
                 raise
             self._fail(running, error)
-        except Exception as error:  # noqa: BLE001  memory ran out, or a fault of ours: the other fleets go on
+        except (RunTakenOverError, StorageError, sqlite3.Error):
+            raise
+        except Exception as error:  # memory ran out, or a fault of ours: the other fleets go on
+            # What ends a run ends no trial: these wait until it goes on.
+            self._stop_if_asked()
+            if storage_error(error, self.place.path) is not None:
+                raise
             too_large = is_out_of_memory(error) and len(running) > 1
             if not too_large:
                 self._fail(running, error)
@@ -190,9 +215,10 @@ class _Run:
         """Returns the fleet's texts as tokens, and completes the audit with what they show."""
         prepared, folder = self.inputs.prepared[fleet.data.name], self._data_folder(fleet)
         tokens = tokens_for(prepared, fleet.backbone, fleet.data, folder / "tokens")
-        prepared.write(folder, audit_with(prepared.audit, fleet.data, tokens))
-        for name in ("audit.json", "quarantine.csv", "splits.parquet"):
-            self.ledger.add_artifact(folder / name, "data")
+        with self.ledger.writing():
+            prepared.write(folder, audit_with(prepared.audit, fleet.data, tokens))
+            for name in ("audit.json", "quarantine.csv", "splits.parquet"):
+                self.ledger.add_artifact(folder / name, "data")
         return tokens
 
     def _keep_held_out(self, fleet: FleetPlan, tokens: Tokens | None) -> None:
@@ -202,8 +228,10 @@ class _Run:
             return
         path, dataset = self.place.held_out(self._data_folder(fleet)), self.inputs.prepared[name].dataset
         if not holds(path, dataset):
-            write_held_out(path, dataset, tokens or self._tokens(fleet))
-            self.ledger.add_artifact(path, "data")
+            tokens = tokens or self._tokens(fleet)
+            with self.ledger.writing():
+                write_held_out(path, dataset, tokens)
+                self.ledger.add_artifact(path, "data")
         self.kept.add(name)
 
     def _data_folder(self, fleet: FleetPlan) -> Path:
@@ -221,6 +249,7 @@ class _Run:
             max_tokens=fleet.data.max_tokens,
             checkpoints=self.place.trials,
             labels=tuple(dataset.label_names),
+            writing=self.ledger.writing,
         )
 
     def _record_backbone(self, fleet: FleetPlan, facts: BackboneFacts, tokens: Tokens) -> None:
@@ -230,22 +259,19 @@ class _Run:
 
     def _until_stopped(self, events: Iterator[Event]) -> Iterator[Event]:
         """Yields the events; when the run is asked to stop, lets the fleet save itself first."""
-        try:
-            for event in events:
-                yield event
-                self._stop_if_asked()
-        finally:
-            close = getattr(events, "close", None)
-            if close is not None:
-                close()
+        with self.stop.between_steps():
+            try:
+                for event in events:
+                    yield event
+                    self._stop_if_asked()
+            finally:
+                close = getattr(events, "close", None)
+                if close is not None:
+                    close()
 
     def _stop_if_asked(self) -> None:
         if self.stop.signal_number is not None:
-            raise RunInterrupted(
-                f"stopped; what was trained is saved in {self.place.path}.\n"
-                f"To go on type: fleetune run {shlex.quote(str(self.place.recipe))}",
-                self.stop.signal_number,
-            )
+            raise self.stop.interruption()
 
     def _record(self, event: Event, dataset: Dataset, method: Method, costs: TextCosts) -> None:
         match event:
@@ -256,18 +282,23 @@ class _Run:
             case Failed():
                 self.ledger.fail_trial(event.trial, event.reason)
             case Finished():
-                path = self.place.predictions(event.trial)
-                write_predictions(path, dataset, event.predictions)
-                self.ledger.add_artifact(path, "predictions", event.trial)
-                for saved in sorted(path.parent.glob("*/state*")):
-                    self.ledger.add_artifact(saved, saved.parent.name, event.trial)
-                self.ledger.finish_trial(
-                    event,
-                    peak_bytes(),
-                    _classifier_bytes(path.parent),
-                    costs.of_trial(method, event.trained_tokens, self.ledger.evaluations_of(event.trial)),
-                    costs.of_serving(method),
-                )
+                # As one: a process that lost the run puts no predictions in the place of another's.
+                with self.ledger.writing():
+                    self._record_finished(event, dataset, method, costs)
+
+    def _record_finished(self, event: Finished, dataset: Dataset, method: Method, costs: TextCosts) -> None:
+        path = self.place.predictions(event.trial)
+        write_predictions(path, dataset, event.predictions)
+        self.ledger.add_artifact(path, "predictions", event.trial)
+        for saved in sorted(path.parent.glob("*/state*")):
+            self.ledger.add_artifact(saved, saved.parent.name, event.trial)
+        self.ledger.finish_trial(
+            event,
+            peak_bytes(),
+            _classifier_bytes(path.parent),
+            costs.of_trial(method, event.trained_tokens, self.ledger.evaluations_of(event.trial)),
+            costs.of_serving(method),
+        )
 
 
 def _classifier_bytes(trial: Path) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
 
 from fleetune.errors import UserError
 
@@ -115,12 +116,37 @@ SCHEMA_VERSION = len(MIGRATIONS)
 def migrate(connection: sqlite3.Connection) -> None:
     """Brings the ledger to this version's schema, each migration whole or not at all.
 
+    Args:
+        connection: Begins no transactions of itself (`isolation_level=None`).
+
     Raises:
         UserError: If the ledger was written by a newer version.
     """
-    version = check_version(connection)
-    for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
-        connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;")
+    while check_version(connection) < SCHEMA_VERSION:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            # Only now: another process may have migrated it meanwhile.
+            version = check_version(connection)
+            if version < SCHEMA_VERSION:
+                for statement in statements(MIGRATIONS[version]):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {version + 1}")
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.rollback()
+            raise
+
+
+def statements(script: str) -> Iterator[str]:
+    """Yields the statements of `script` one by one: as a whole, Python would commit before it and after a failure."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+    if statement.strip():
+        yield statement
 
 
 def check_version(connection: sqlite3.Connection) -> int:

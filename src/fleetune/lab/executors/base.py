@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -30,6 +31,7 @@ class FleetJob:
         max_tokens: Length at which texts are cut.
         checkpoints: Folder of the trials' checkpoints.
         labels: Their names in the order of the outputs.
+        writing: Is entered around each write to `checkpoints`; it raises where another process has the run.
     """
 
     backbone: BackboneConfig
@@ -41,6 +43,7 @@ class FleetJob:
     max_tokens: int
     checkpoints: Path
     labels: tuple[str, ...] = ()
+    writing: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class LocalExecutor:
         if isinstance(job.specs[0].method, Baseline):
             return self._start_baseline(job, job.specs[0].method)
         backbone = self._load(job)
-        fleet = Fleet(backbone, job.specs, job.data, checkpoints=job.checkpoints)
+        fleet = Fleet(backbone, job.specs, job.data, checkpoints=job.checkpoints, writing=job.writing)
         return StartedFleet(facts_of(backbone, job.specs), fleet.train())
 
     def _start_baseline(self, job: FleetJob, baseline: Baseline) -> StartedFleet:
