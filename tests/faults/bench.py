@@ -203,8 +203,9 @@ class Failures:
         self.tried += 1
         try:
             yield
-        except AssertionError as error:
-            self.found.append(f"{what}: {str(error).splitlines()[0]}")
+        except Exception as error:
+            first = (str(error).splitlines() or ["?"])[0]
+            self.found.append(f"{what}: {first if isinstance(error, AssertionError) else repr(error)}")
 
     def check(self) -> None:
         """Fails where something went wrong, or nothing was tried."""

@@ -61,7 +61,8 @@ def read_ending(folder: Path) -> Ending:
     """Returns what the run in `folder` ended with."""
     with closing(sqlite3.connect(f"file:{folder / 'ledger.sqlite'}?mode=ro", uri=True)) as ledger:
         ledger.row_factory = sqlite3.Row
-        assert ledger.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+        (said,) = ledger.execute("PRAGMA integrity_check").fetchone()
+        assert said == "ok", f"the ledger is damaged: {said}"
         rows = {
             "trials": _rows(ledger, "SELECT * FROM trials ORDER BY position"),
             "steps": _rows(ledger, "SELECT * FROM steps ORDER BY trial, step"),
