@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,11 +18,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tests.faults.ending import Ending, read_ending
+from tests.faults.ending import Ending, read_ending, steps_made
 from tests.faults.shim import Event, Fault, read_log
 
 HANG_SECONDS = 120.0
 """An attempt that takes longer is taken for one that hangs."""
+REPEATS = 1
+"""The recipe has a checkpoint after each micro-step, so a kill costs no more than the step under way."""
 SHOWN = 20
 
 
@@ -93,7 +96,7 @@ class Bench:
             self._server = subprocess.Popen(
                 command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True
             )
-        assert self._read()["ready"], "the run that warms up failed"
+        assert self._read()["ready"], f"the run that warms up failed:\n{self._said.read_text()}"
 
     def close(self) -> None:
         """Ends the server."""
@@ -162,12 +165,22 @@ class Bench:
             meanwhile(attempt)
         return self.wait(attempt)
 
-    def check_end(self, folder: Path, after: str) -> Ended:
-        """Runs `folder` to its end without a fault and compares it with the reference; fails where it differs."""
+    def check_end(self, folder: Path, after: str, repeats: int | None = REPEATS) -> Ended:
+        """Runs `folder` to its end without a fault and compares it with the reference; fails where it differs.
+
+        Args:
+            folder: The run's folder.
+            after: What happened to it.
+            repeats: How many steps of a trial that the ledger had may be made again; any number where None.
+        """
+        before = steps_made(folder)
         ended = self.attempt(folder)
-        assert ended.code == 0, f"after {after}: run again it ended with {ended.code}: {ended.stderr}"
+        assert ended.code == 0, f"after {after}: run again it ended with {ended.code}: {ended.stderr[-600:]}"
         differences = read_ending(folder).differences(self.reference[0])
         assert not differences, f"after {after}: " + "; ".join(differences)
+        now = steps_made(folder)
+        again = Counter(trial for (trial, step), attempt in before.items() if now[trial, step] != attempt)
+        assert repeats is None or max(again.values(), default=0) <= repeats, f"after {after}: {again} steps made again"
         return ended
 
     @cached_property
@@ -208,7 +221,8 @@ class Failures:
             self.found.append(f"{what}: {first if isinstance(error, AssertionError) else repr(error)}")
 
     def check(self) -> None:
-        """Fails where something went wrong, or nothing was tried."""
+        """Fails where something went wrong, or nothing was tried; prints how much was, for who counts (`-rP`)."""
+        print(f"experiments: {self.tried}")
         assert self.tried
         shown = "\n".join(self.found[:SHOWN])
         assert not self.found, f"{len(self.found)} of {self.tried} experiments failed:\n{shown}"

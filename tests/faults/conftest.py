@@ -71,6 +71,7 @@ def write_fault_recipe(folder: Path, model: Path, name: str = "faults.toml", **t
         "data": {"path": "texts.csv", "leaks": "drop", "split": {"validation": 0.2, "test": 0.2}},
         "backbone": {"model": str(model), "name": "tiny"},
         "training": {
+            "checkpoint_seconds": 0,
             "seeds": 1,
             "epochs": 1.5,
             "precision": "fp32",

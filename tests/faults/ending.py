@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import sqlite3
+import tempfile
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +76,22 @@ def read_ending(folder: Path) -> Ending:
         {trial: _digest((folder / "trials" / trial / "predictions.parquet").read_bytes()) for trial in done},
         {trial: _tensors(folder, trial) for trial in done},
     )
+
+
+def steps_made(folder: Path) -> dict[tuple[str, int], int]:
+    """Returns in which attempt each trial made each step that the run's ledger has; nothing where there is none."""
+    if not (folder / "ledger.sqlite").exists():
+        return {}
+    with tempfile.TemporaryDirectory() as beside:
+        # A reader of what a killed process left would begin to put it in order.
+        for path in folder.glob("ledger.sqlite*"):
+            shutil.copy(path, beside)
+        with closing(sqlite3.connect(Path(beside) / "ledger.sqlite")) as ledger:
+            try:
+                rows = ledger.execute("SELECT trial, step, attempt FROM steps").fetchall()
+            except sqlite3.DatabaseError:
+                return {}
+    return {(trial, step): attempt for trial, step, attempt in rows}
 
 
 def _rows(ledger: sqlite3.Connection, query: str) -> list[dict[str, Any]]:

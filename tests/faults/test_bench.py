@@ -1,4 +1,4 @@
-"""The bench itself: the shim sees each system call, a run makes the same ones each time, and faults do what they say."""
+"""The bench itself: the shim sees every call, a run makes the same ones each time, and faults do what they say."""
 
 from __future__ import annotations
 
@@ -16,6 +16,19 @@ import pytest
 from tests.faults.bench import Bench
 from tests.faults.shim import Action, Event, Fault, Kind, read_log
 
+SHORT_WRITER = """
+import os, sys
+from pathlib import Path
+from tests.faults.shim import Fault, Shim
+
+folder, log = map(Path, sys.argv[1:3])
+Shim().arm(folder, log, Fault(*map(int, sys.argv[3:])))
+with (folder / "a").open("wb") as file:
+    file.write(b"1" * 100)
+    file.flush()
+    os.fsync(file.fileno())
+(folder / "a").rename(folder / "b")
+"""
 WRITER = """
 import os, shutil, sqlite3, sys
 from pathlib import Path
@@ -75,11 +88,13 @@ CALLS = {
 }
 
 
-def write_files(library: Path, folder: Path, *fault: int, before: tuple[str, ...] = ()) -> tuple[int, list[Event]]:
-    """Returns exit code and events of a process that writes files of every kind."""
+def write_files(
+    library: Path, folder: Path, *fault: int, program: str = SHORT_WRITER, before: tuple[str, ...] = ()
+) -> tuple[int, list[Event]]:
+    """Returns exit code and events of a process that writes files."""
     folder.mkdir()
     log = folder.with_suffix(".log")
-    command = [*before, sys.executable, "-c", WRITER, str(folder.resolve()), str(log), *map(str, fault)]
+    command = [*before, sys.executable, "-c", program, str(folder.resolve()), str(log), *map(str, fault)]
     environment = {**os.environ, "LD_PRELOAD": str(library)}
     done = subprocess.run(command, env=environment, capture_output=True, check=False)
     return done.returncode, read_log(log)
@@ -89,7 +104,7 @@ def write_files(library: Path, folder: Path, *fault: int, before: tuple[str, ...
 def test_the_shim_counts_the_system_calls_that_strace_sees(library: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     strace = ("strace", "-f", "-y", "-o", str(trace), "-e", f"trace=stat,newfstatat,{','.join(CALLS)}")
-    code, events = write_files(library, tmp_path / "files", before=strace)
+    code, events = write_files(library, tmp_path / "files", program=WRITER, before=strace)
     assert code == 0
     folder, seen, inside = str(tmp_path / "files"), [], False
     for line in trace.read_text().splitlines():

@@ -30,13 +30,13 @@ def wait_for_events(attempt: Attempt, events: int) -> None:
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("seconds", [-DAY_SECONDS, DAY_SECONDS, -40 * 365 * DAY_SECONDS])
+@pytest.mark.parametrize(
+    "seconds", [-DAY_SECONDS, *(pytest.param(days * DAY_SECONDS, marks=pytest.mark.slow) for days in (1, -40 * 365))]
+)
 def test_a_wall_clock_that_jumps_changes_nothing(bench: Bench, seconds: int) -> None:
     """Set back by hand or by a time server; ahead, as after a night in which the machine slept."""
     with bench.folder() as folder:
-        killed = Fault(
-            Action.KILL_BEFORE, 2 * bench.events // 3, clock_event=bench.events // 3, clock_seconds=seconds
-        )
+        killed = Fault(Action.KILL_BEFORE, 2 * bench.events // 3, clock_event=bench.events // 3, clock_seconds=seconds)
         assert bench.attempt(folder, killed).code == -signal.SIGKILL
         # The next attempt begins at the time that is right, before or after all that the ledger has.
         bench.check_end(folder, str(killed))
@@ -60,16 +60,18 @@ def test_a_wall_clock_that_jumps_anywhere_changes_nothing(bench: Bench) -> None:
 def test_a_folder_that_was_moved_goes_on(bench: Bench) -> None:
     """Also by the recipe that is frozen in it, which is all that is left where it was copied to another place."""
     with bench.folder() as folder:
-        for number, arguments in enumerate(([str(bench.recipe), "--out"], None)):
+        for number in (1, 2):
             bench.attempt(folder, Fault(Action.KILL_BEFORE, bench.events // 3))
             moved = folder.with_name(f"{folder.name}-moved-{number}")
             folder.rename(moved)
-            asked = ["run", *arguments, str(moved)] if arguments else ["run", str(moved / "recipe.toml")]
-            ended = bench.attempt(moved, arguments=asked)
+            asked = [str(bench.recipe), "--out", str(moved)] if number == 1 else [str(moved / "recipe.toml")]
+            ended = bench.attempt(moved, arguments=["run", *asked])
             assert ended.code == 0, ended.stderr
             assert not read_ending(moved).differences(bench.reference[0])
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_folder_that_is_moved_away_ends_the_run_loudly(bench: Bench) -> None:
     with bench.folder() as folder:
         moved = folder.with_name(f"{folder.name}-away")
@@ -100,7 +102,7 @@ def test_of_two_processes_the_second_is_refused_and_takes_over_when_the_first_is
         bench.check_end(folder, "another process was killed")
 
 
-@pytest.mark.parametrize("tries", [2, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize("tries", [1, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 def test_processes_that_start_at_once_do_not_mix(bench: Bench, tries: int) -> None:
     """One of them trains; the others are refused, or begin after it has ended and find nothing to do."""
     failures = Failures()
@@ -114,7 +116,7 @@ def test_processes_that_start_at_once_do_not_mix(bench: Bench, tries: int) -> No
     failures.check()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(bench: Bench, number: signal.Signals) -> None:
     with bench.folder() as folder:
 
@@ -153,6 +155,8 @@ def test_a_run_that_is_asked_to_stop_at_any_moment_loses_nothing(bench: Bench, n
     failures.check()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_process_that_was_asleep_goes_on(bench: Bench) -> None:
     with bench.folder() as folder:
 
