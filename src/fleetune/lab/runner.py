@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -201,12 +202,14 @@ class _Run:
         costs = costs_of(shape, dataset, tokens)
         began = time.monotonic()
         try:
-            for event in self._until_stopped(started.events):
-                self._record(event, dataset, method_of[event.trial], costs)
-                if not fleet.is_baseline:
-                    self.tally.count(event, shape, method_of[event.trial], costs.tokens)
-                self.watch(event)
-                yield event
+            # Closed at once, not when an error's traceback is let go: closing saves, and the run must still be open.
+            with closing(self._until_stopped(started.events)) as events:
+                for event in events:
+                    self._record(event, dataset, method_of[event.trial], costs)
+                    if not fleet.is_baseline:
+                        self.tally.count(event, shape, method_of[event.trial], costs.tokens)
+                    self.watch(event)
+                    yield event
         finally:
             if started.facts.precision is not None and not fleet.is_baseline:
                 self.tally.count_time(time.monotonic() - began, started.facts.precision)
@@ -257,7 +260,7 @@ class _Run:
         found = {**asdict(facts), "tokens": tokens.folder.relative_to(self.place.path).as_posix()}
         self.ledger.set_meta(backbones={**known, **{trial.id: found for trial in fleet.trials}})
 
-    def _until_stopped(self, events: Iterator[Event]) -> Iterator[Event]:
+    def _until_stopped(self, events: Iterator[Event]) -> Generator[Event, None, None]:
         """Yields the events; when the run is asked to stop, lets the fleet save itself first."""
         with self.stop.between_steps():
             try:
