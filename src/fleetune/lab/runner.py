@@ -218,7 +218,7 @@ class _Run:
         """Returns the fleet's texts as tokens, and completes the audit with what they show."""
         prepared, folder = self.inputs.prepared[fleet.data.name], self._data_folder(fleet)
         tokens = tokens_for(prepared, fleet.backbone, fleet.data, folder / "tokens")
-        with self.ledger.writing():
+        with self.ledger.transaction():
             prepared.write(folder, audit_with(prepared.audit, fleet.data, tokens))
             for name in ("audit.json", "quarantine.csv", "splits.parquet"):
                 self.ledger.add_artifact(folder / name, "data")
@@ -232,7 +232,7 @@ class _Run:
         path, dataset = self.place.held_out(self._data_folder(fleet)), self.inputs.prepared[name].dataset
         if not holds(path, dataset):
             tokens = tokens or self._tokens(fleet)
-            with self.ledger.writing():
+            with self.ledger.transaction():
                 write_held_out(path, dataset, tokens)
                 self.ledger.add_artifact(path, "data")
         self.kept.add(name)
@@ -252,7 +252,7 @@ class _Run:
             max_tokens=fleet.data.max_tokens,
             checkpoints=self.place.trials,
             labels=tuple(dataset.label_names),
-            writing=self.ledger.writing,
+            writing=self.ledger.transaction,
         )
 
     def _record_backbone(self, fleet: FleetPlan, facts: BackboneFacts, tokens: Tokens) -> None:
@@ -286,7 +286,7 @@ class _Run:
                 self.ledger.fail_trial(event.trial, event.reason)
             case Finished():
                 # As one: a process that lost the run puts no predictions in the place of another's.
-                with self.ledger.writing():
+                with self.ledger.transaction():
                     self._record_finished(event, dataset, method, costs)
 
     def _record_finished(self, event: Finished, dataset: Dataset, method: Method, costs: TextCosts) -> None:
