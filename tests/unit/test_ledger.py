@@ -430,6 +430,9 @@ def test_a_look_that_cannot_be_logged_harms_nothing(ledger: Ledger, tmp_path: Pa
         assert not log_test_use(tmp_path, "compare", "accuracy", 1)
     ledger.note("said", "so")
     assert log_test_use(tmp_path, "compare", "accuracy", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(test_uses_module, "network_type", lambda folder: "nfs4")
+        assert not log_test_use(tmp_path, "compare", "accuracy", 1)
     elsewhere = tmp_path / "elsewhere"
     assert not log_test_use(elsewhere, "compare", "accuracy", 1)
     assert not elsewhere.exists()
