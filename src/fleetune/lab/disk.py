@@ -15,7 +15,7 @@ LEDGER = "ledger.sqlite"
 AGAIN = "type the same command again: what was saved is whole"
 _FREE = f"Free some space, then {AGAIN}"
 _LOOK = f"Look at the disk and its connection, then {AGAIN}"
-_PERMIT = "Change the permissions, or give a folder that can be written: --out DIR"
+_PERMIT = "Change the permissions, or take a folder that may be written; a copy of a run's folder is as good"
 
 _OF_SYSTEM = {
     errno.ENOSPC: ("the disk of {path} is full", _FREE),
@@ -24,11 +24,14 @@ _OF_SYSTEM = {
     errno.EIO: ("the disk of {path} does not read or write (input/output error)", _LOOK),
     errno.ESTALE: ("the disk of {path} has gone (stale file handle)", _LOOK),
     errno.ENODEV: ("the disk of {path} has gone (no such device)", _LOOK),
-    errno.EROFS: ("{path} is on a disk that is read-only", "Give a folder on another disk: --out DIR"),
+    errno.EROFS: (
+        "{path} is on a disk that is read-only",
+        "Take a folder on another disk; a copy of a run's folder is as good",
+    ),
 }
 """These speak of the disk, whichever file they are met at."""
 
-_NO_PERMISSION = {number: ("no permission for {path}", _PERMIT) for number in (errno.EACCES, errno.EPERM)}
+_NO_PERMISSION = dict.fromkeys((errno.EACCES, errno.EPERM), ("no permission for {path}", _PERMIT))
 
 _OF_SQLITE = {
     sqlite3.SQLITE_FULL: ("the disk of {path} is full", _FREE),

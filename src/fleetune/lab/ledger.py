@@ -54,13 +54,13 @@ class Ledger:
         """Commits and closes the database."""
         try:
             if self._unwritten:
-                with self.writing():
+                with self.transaction():
                     pass
         finally:
             self._db.close()
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
+    def transaction(self) -> Iterator[None]:
         """Commits, as one, the steps before and all that is written to the ledger inside; nothing if that fails.
 
         No other process can take the run up meanwhile. So files that are put in their place inside come from the
@@ -98,7 +98,7 @@ class Ledger:
     def begin_attempt(self, environment: Mapping[str, Any]) -> int:
         """Records that this process takes the run up; returns its token. Trials left running become pending."""
         process = f"{os.getpid()} on {socket.gethostname()}"
-        with self.writing():
+        with self.transaction():
             cursor = self._db.execute(
                 "INSERT INTO attempts (started, process, environment) VALUES (?, ?, ?)",
                 (_now(), process, redacted(_json(environment))),
@@ -109,20 +109,20 @@ class Ledger:
 
     def end_attempt(self, outcome: str) -> None:
         """Records how this process left the run: `done`, `failed` or `interrupted`."""
-        with self.writing():
+        with self.transaction():
             self._db.execute(
                 "UPDATE attempts SET ended = ?, outcome = ? WHERE id = ?", (_now(), outcome, self._attempt)
             )
 
     def set_meta(self, **values: Any) -> None:
         """Stores facts of the whole run, as JSON."""
-        with self.writing():
+        with self.transaction():
             rows = [(key, _json(value)) for key, value in values.items()]
             self._db.executemany("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", rows)
 
     def add_trials(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds trials that are not there yet; settings, training and parameters are stored as JSON."""
-        with self.writing():
+        with self.transaction():
             self._db.executemany(
                 "INSERT OR IGNORE INTO trials "
                 "(id, position, fleet, name, entry, data, backbone, kind, settings, training, seed, parameters, "
@@ -133,7 +133,7 @@ class Ledger:
 
     def start_trial(self, trial: str) -> None:
         """Marks a trial as running and forgets an earlier failure."""
-        with self.writing():
+        with self.transaction():
             self._db.execute("UPDATE trials SET status = 'running', reason = NULL WHERE id = ?", (trial,))
             self._note(trial, "started", "")
 
@@ -141,7 +141,7 @@ class Ledger:
         """Adds a step; a step that is repeated after a resume takes the place of the lost one."""
         self._unwritten.append(event)
         if time.monotonic() - self._last_commit > COMMIT_SECONDS:
-            with self.writing():
+            with self.transaction():
                 pass
 
     def _write_steps(self) -> None:
@@ -158,7 +158,7 @@ class Ledger:
 
     def record_evaluation(self, event: Evaluated) -> None:
         """Adds every metric of one evaluation."""
-        with self.writing():
+        with self.transaction():
             self._db.executemany(
                 "INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?, ?, ?)",
                 [(event.trial, event.step, name, _finite(value), event.epoch, event.best)
@@ -180,7 +180,7 @@ class Ledger:
         serving_operations: float | None = None,
     ) -> None:
         """Marks a trial as done. Its files are in the ledger before, so that a done trial is never without them."""
-        with self.writing():
+        with self.transaction():
             self._db.execute(
                 "UPDATE trials SET status = 'done', reason = NULL, step = ?, best_step = ?, stopped_early = ?, "
                 "seconds = ?, peak_bytes = ?, bundle_bytes = ?, operations = ?, serving_operations = ? WHERE id = ?",
@@ -210,7 +210,7 @@ class Ledger:
     def fail_trial(self, trial: str, reason: str) -> None:
         """Marks a trial as failed, with its reason."""
         reason = redacted(reason)
-        with self.writing():
+        with self.transaction():
             self._db.execute("UPDATE trials SET status = 'failed', reason = ? WHERE id = ?", (reason, trial))
             self._note(trial, "failed", reason)
 
@@ -219,13 +219,13 @@ class Ledger:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         name = path.relative_to(self.folder).as_posix()
-        with self.writing():
+        with self.transaction():
             row = (name, trial, kind, path.stat().st_size, digest)
             self._db.execute("INSERT OR REPLACE INTO artifacts VALUES (?, ?, ?, ?, ?)", row)
 
     def note(self, kind: str, detail: str, trial: str | None = None) -> None:
         """Adds a line to the run's diary."""
-        with self.writing():
+        with self.transaction():
             self._note(trial, kind, detail)
 
     def statuses(self) -> dict[str, str]:

@@ -58,7 +58,7 @@ def open_ledger(place: RunFolder, inputs: Inputs, command: str | None) -> Iterat
             raise RecipeError(_other_recipe(place, inputs))
         ledger.begin_attempt(environment())
         try:
-            with ledger.writing():
+            with ledger.transaction():
                 if not known:
                     _freeze(place, inputs, ledger, command)
                 else:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -201,12 +202,14 @@ class _Run:
         costs = costs_of(shape, dataset, tokens)
         began = time.monotonic()
         try:
-            for event in self._until_stopped(started.events):
-                self._record(event, dataset, method_of[event.trial], costs)
-                if not fleet.is_baseline:
-                    self.tally.count(event, shape, method_of[event.trial], costs.tokens)
-                self.watch(event)
-                yield event
+            # Closed at once, not when an error's traceback is let go: closing saves, and the run must still be open.
+            with closing(self._until_stopped(started.events)) as events:
+                for event in events:
+                    self._record(event, dataset, method_of[event.trial], costs)
+                    if not fleet.is_baseline:
+                        self.tally.count(event, shape, method_of[event.trial], costs.tokens)
+                    self.watch(event)
+                    yield event
         finally:
             if started.facts.precision is not None and not fleet.is_baseline:
                 self.tally.count_time(time.monotonic() - began, started.facts.precision)
@@ -215,7 +218,7 @@ class _Run:
         """Returns the fleet's texts as tokens, and completes the audit with what they show."""
         prepared, folder = self.inputs.prepared[fleet.data.name], self._data_folder(fleet)
         tokens = tokens_for(prepared, fleet.backbone, fleet.data, folder / "tokens")
-        with self.ledger.writing():
+        with self.ledger.transaction():
             prepared.write(folder, audit_with(prepared.audit, fleet.data, tokens))
             for name in ("audit.json", "quarantine.csv", "splits.parquet"):
                 self.ledger.add_artifact(folder / name, "data")
@@ -229,7 +232,7 @@ class _Run:
         path, dataset = self.place.held_out(self._data_folder(fleet)), self.inputs.prepared[name].dataset
         if not holds(path, dataset):
             tokens = tokens or self._tokens(fleet)
-            with self.ledger.writing():
+            with self.ledger.transaction():
                 write_held_out(path, dataset, tokens)
                 self.ledger.add_artifact(path, "data")
         self.kept.add(name)
@@ -249,7 +252,7 @@ class _Run:
             max_tokens=fleet.data.max_tokens,
             checkpoints=self.place.trials,
             labels=tuple(dataset.label_names),
-            writing=self.ledger.writing,
+            writing=self.ledger.transaction,
         )
 
     def _record_backbone(self, fleet: FleetPlan, facts: BackboneFacts, tokens: Tokens) -> None:
@@ -257,7 +260,7 @@ class _Run:
         found = {**asdict(facts), "tokens": tokens.folder.relative_to(self.place.path).as_posix()}
         self.ledger.set_meta(backbones={**known, **{trial.id: found for trial in fleet.trials}})
 
-    def _until_stopped(self, events: Iterator[Event]) -> Iterator[Event]:
+    def _until_stopped(self, events: Iterator[Event]) -> Generator[Event, None, None]:
         """Yields the events; when the run is asked to stop, lets the fleet save itself first."""
         with self.stop.between_steps():
             try:
@@ -283,7 +286,7 @@ class _Run:
                 self.ledger.fail_trial(event.trial, event.reason)
             case Finished():
                 # As one: a process that lost the run puts no predictions in the place of another's.
-                with self.ledger.writing():
+                with self.ledger.transaction():
                     self._record_finished(event, dataset, method, costs)
 
     def _record_finished(self, event: Finished, dataset: Dataset, method: Method, costs: TextCosts) -> None:

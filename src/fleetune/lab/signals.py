@@ -36,9 +36,9 @@ class StopRequest:
         RunInterrupted: On leaving, if a signal interrupted what was done inside.
     """
 
-    def __init__(self, place: RunFolder, grace_seconds: float = GRACE_SECONDS) -> None:
+    def __init__(self, place: RunFolder) -> None:
         self.signal_number: int | None = None
-        self._place, self._grace_seconds = place, grace_seconds
+        self._place = place
         self._is_deferring = False
         self._before: dict[int, signal.Handlers] = {}
         self._timer: threading.Timer | None = None
@@ -81,7 +81,7 @@ class StopRequest:
         if self.signal_number is not None:
             os._exit(128 + number)
         self.signal_number = number
-        self._timer = threading.Timer(self._grace_seconds, self._give_up, args=(number,))
+        self._timer = threading.Timer(GRACE_SECONDS, self._give_up, args=(number,))
         self._timer.daemon = True
         self._timer.start()
         if not self._is_deferring:
