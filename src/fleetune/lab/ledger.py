@@ -9,6 +9,7 @@ import os
 import socket
 import sqlite3
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -53,7 +54,7 @@ class Ledger:
     def begin_attempt(self, environment: Mapping[str, Any]) -> int:
         """Records that this process takes the run up; returns its token. Trials left running become pending."""
         process = f"{os.getpid()} on {socket.gethostname()}"
-        with self._transaction():
+        with self.transaction():
             cursor = self._db.execute(
                 "INSERT INTO attempts (started, process, environment) VALUES (?, ?, ?)",
                 (_now(), process, redacted(_json(environment))),
@@ -64,22 +65,34 @@ class Ledger:
 
     def end_attempt(self, outcome: str) -> None:
         """Records how this process left the run: `done`, `failed` or `interrupted`."""
-        with self._transaction():
+        with self.transaction():
             self._db.execute(
                 "UPDATE attempts SET ended = ?, outcome = ? WHERE id = ?", (_now(), outcome, self._attempt)
             )
 
     def set_meta(self, **values: Any) -> None:
         """Stores facts of the whole run, as JSON."""
-        with self._transaction():
+        with self.transaction():
             rows = [(key, _json(value)) for key, value in values.items()]
             self._db.executemany("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", rows)
 
+    @property
+    def attempt(self) -> int:
+        """The token of this process's attempt, 0 before it."""
+        return self._attempt
+
     def add_trials(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Adds trials that are not there yet; settings, training and parameters are stored as JSON."""
-        with self._transaction():
+        """Adds trials and the fleets they train in; settings, training and parameters are stored as JSON."""
+        rows, fleets = list(rows), defaultdict[int, list[str]](list)
+        for row in rows:
+            fleets[row["fleet"]].append(row["id"])
+        with self.transaction():
             self._db.executemany(
-                "INSERT OR IGNORE INTO trials "
+                "INSERT INTO fleets (number, trials, origin) VALUES (?, ?, 'planned')",
+                [(number, _json(trials)) for number, trials in fleets.items()],
+            )
+            self._db.executemany(
+                "INSERT INTO trials "
                 "(id, position, fleet, name, entry, data, backbone, kind, settings, training, seed, parameters, "
                 "train_share, train_texts) VALUES (:id, :position, :fleet, :name, :entry, :data, :backbone, :kind, "
                 ":settings, :training, :seed, :parameters, :train_share, :train_texts)",
@@ -88,7 +101,7 @@ class Ledger:
 
     def start_trial(self, trial: str) -> None:
         """Marks a trial as running and forgets an earlier failure."""
-        with self._transaction():
+        with self.transaction():
             self._db.execute("UPDATE trials SET status = 'running', reason = NULL WHERE id = ?", (trial,))
             self._note(trial, "started", "")
 
@@ -106,14 +119,16 @@ class Ledger:
             self._commit()
 
     def record_evaluation(self, event: Evaluated) -> None:
-        """Adds every metric of one evaluation."""
-        with self._transaction():
+        """Adds every metric of one evaluation; one that is repeated after a resume is not counted twice."""
+        with self.transaction():
+            query = "SELECT 1 FROM metrics WHERE trial = ? AND step = ? LIMIT 1"
+            if self._db.execute(query, (event.trial, event.step)).fetchone() is None:
+                self._add_evaluated(event.trial, event.texts, event.seconds)
             self._db.executemany(
                 "INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?, ?, ?)",
                 [(event.trial, event.step, name, _finite(value), event.epoch, event.best)
                  for name, value in event.metrics.items()],
             )  # fmt: skip
-            self._add_evaluated(event.trial, event.texts, event.seconds)
 
     def evaluations_of(self, trial: str) -> int:
         """Returns how many evaluations a trial had in all attempts; one that was made twice counts once."""
@@ -129,7 +144,10 @@ class Ledger:
         serving_operations: float | None = None,
     ) -> None:
         """Marks a trial as done. Its files are in the ledger before, so that a done trial is never without them."""
-        with self._transaction():
+        with self.transaction():
+            if self._status(event.trial) == "done":
+                # Repeated after a kill; all of it is known.
+                return
             self._db.execute(
                 "UPDATE trials SET status = 'done', reason = NULL, step = ?, best_step = ?, stopped_early = ?, "
                 "seconds = ?, peak_bytes = ?, bundle_bytes = ?, operations = ?, serving_operations = ? WHERE id = ?",
@@ -159,7 +177,7 @@ class Ledger:
     def fail_trial(self, trial: str, reason: str) -> None:
         """Marks a trial as failed, with its reason."""
         reason = redacted(reason)
-        with self._transaction():
+        with self.transaction():
             self._db.execute("UPDATE trials SET status = 'failed', reason = ? WHERE id = ?", (reason, trial))
             self._note(trial, "failed", reason)
 
@@ -168,13 +186,13 @@ class Ledger:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         name = path.relative_to(self.folder).as_posix()
-        with self._transaction():
+        with self.transaction():
             row = (name, trial, kind, path.stat().st_size, digest)
             self._db.execute("INSERT OR REPLACE INTO artifacts VALUES (?, ?, ?, ?, ?)", row)
 
     def note(self, kind: str, detail: str, trial: str | None = None) -> None:
         """Adds a line to the run's diary."""
-        with self._transaction():
+        with self.transaction():
             self._note(trial, kind, detail)
 
     def statuses(self) -> dict[str, str]:
@@ -189,15 +207,23 @@ class Ledger:
         """Returns id and name of each trial in order."""
         return [(row["id"], row["name"]) for row in self._db.execute("SELECT id, name FROM trials ORDER BY position")]
 
+    def rows(self, query: str, *values: Any) -> list[Row]:
+        """Returns the rows of a SELECT statement, with what is not yet committed."""
+        return self._db.execute(query, values).fetchall()
+
+    def _status(self, trial: str) -> str | None:
+        row = self._db.execute("SELECT status FROM trials WHERE id = ?", (trial,)).fetchone()
+        return None if row is None else str(row["status"])
+
     def _note(self, trial: str | None, kind: str, detail: str) -> None:
         row = (self._attempt, _now(), trial, kind, redacted(detail))
         self._db.execute("INSERT INTO events (attempt, time, trial, kind, detail) VALUES (?, ?, ?, ?, ?)", row)
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
         """Commits what is done inside, and the steps before it. A process whose attempt is not the newest may not."""
         try:
-            yield
+            yield self._db
             newest = self._db.execute("SELECT coalesce(max(id), 0) FROM attempts").fetchone()[0]
             if self._attempt and newest != self._attempt:
                 raise RunError(f"{self.folder} was taken over by another process; this one stops and writes nothing")
