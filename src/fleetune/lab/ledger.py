@@ -10,6 +10,7 @@ import shlex
 import socket
 import sqlite3
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -60,7 +61,7 @@ class Ledger:
             self._db.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
         """Commits, as one, the steps before and all that is written to the ledger inside; nothing if that fails.
 
         No other process can take the run up meanwhile. So files that are put in their place inside come from the
@@ -70,14 +71,14 @@ class Ledger:
             RunTakenOverError: If another process has taken the run up since.
         """
         if self._db.in_transaction:
-            yield
+            yield self._db
             return
         # At once, and not with the first change: what is read here is then the newest, and stays it.
         self._db.execute("BEGIN IMMEDIATE")
         try:
             self._check_token()
             self._write_steps()
-            yield
+            yield self._db
             self._db.execute("COMMIT")
         except BaseException:
             with suppress(sqlite3.Error):
@@ -120,11 +121,23 @@ class Ledger:
             rows = [(key, _json(value)) for key, value in values.items()]
             self._db.executemany("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", rows)
 
+    @property
+    def attempt(self) -> int:
+        """The token of this process's attempt, 0 before it."""
+        return self._attempt
+
     def add_trials(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Adds trials that are not there yet; settings, training and parameters are stored as JSON."""
+        """Adds trials and the fleets they train in; settings, training and parameters are stored as JSON."""
+        rows, fleets = list(rows), defaultdict[int, list[str]](list)
+        for row in rows:
+            fleets[row["fleet"]].append(row["id"])
         with self.transaction():
             self._db.executemany(
-                "INSERT OR IGNORE INTO trials "
+                "INSERT INTO fleets (number, trials, origin) VALUES (?, ?, 'planned')",
+                [(number, _json(trials)) for number, trials in fleets.items()],
+            )
+            self._db.executemany(
+                "INSERT INTO trials "
                 "(id, position, fleet, name, entry, data, backbone, kind, settings, training, seed, parameters, "
                 "train_share, train_texts) VALUES (:id, :position, :fleet, :name, :entry, :data, :backbone, :kind, "
                 ":settings, :training, :seed, :parameters, :train_share, :train_texts)",
@@ -157,14 +170,16 @@ class Ledger:
         )
 
     def record_evaluation(self, event: Evaluated) -> None:
-        """Adds every metric of one evaluation."""
+        """Adds every metric of one evaluation; one that is repeated after a resume is not counted twice."""
         with self.transaction():
+            query = "SELECT 1 FROM metrics WHERE trial = ? AND step = ? LIMIT 1"
+            if self._db.execute(query, (event.trial, event.step)).fetchone() is None:
+                self._add_evaluated(event.trial, event.texts, event.seconds)
             self._db.executemany(
                 "INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?, ?, ?)",
                 [(event.trial, event.step, name, _finite(value), event.epoch, event.best)
                  for name, value in event.metrics.items()],
             )  # fmt: skip
-            self._add_evaluated(event.trial, event.texts, event.seconds)
 
     def evaluations_of(self, trial: str) -> int:
         """Returns how many evaluations a trial had in all attempts; one that was made twice counts once."""
@@ -181,6 +196,9 @@ class Ledger:
     ) -> None:
         """Marks a trial as done. Its files are in the ledger before, so that a done trial is never without them."""
         with self.transaction():
+            if self._status(event.trial) == "done":
+                # Repeated after a kill; all of it is known.
+                return
             self._db.execute(
                 "UPDATE trials SET status = 'done', reason = NULL, step = ?, best_step = ?, stopped_early = ?, "
                 "seconds = ?, peak_bytes = ?, bundle_bytes = ?, operations = ?, serving_operations = ? WHERE id = ?",
@@ -239,6 +257,14 @@ class Ledger:
     def trial_keys(self) -> list[tuple[str, str]]:
         """Returns id and name of each trial in order."""
         return [(row["id"], row["name"]) for row in self._db.execute("SELECT id, name FROM trials ORDER BY position")]
+
+    def rows(self, query: str, *values: Any) -> list[Row]:
+        """Returns the rows of a SELECT statement, with what is not yet committed."""
+        return self._db.execute(query, values).fetchall()
+
+    def _status(self, trial: str) -> str | None:
+        row = self._db.execute("SELECT status FROM trials WHERE id = ?", (trial,)).fetchone()
+        return None if row is None else str(row["status"])
 
     def _note(self, trial: str | None, kind: str, detail: str) -> None:
         row = (self._attempt, _now(), trial, kind, redacted(detail))

@@ -22,7 +22,7 @@ from fleetune.lab.inputs import Inputs, gather_inputs
 from fleetune.lab.ledger import Ledger
 from fleetune.lab.overrides import Document
 from fleetune.lab.plan import Trial
-from fleetune.lab.recipe import PATHS, TRACK, Recipe, resolved
+from fleetune.lab.recipe import PATHS, SAVING, TRACK, Recipe, resolved
 from fleetune.lab.signals import RunInterrupted
 from fleetune.redaction import redacted
 from fleetune.runtime import environment
@@ -125,7 +125,7 @@ def _freeze_document(place: RunFolder, frozen: Document, ledger: Ledger) -> None
 
 
 def _freeze_presentation(place: RunFolder, recipe: Recipe, ledger: Ledger) -> None:
-    """Takes over what changes no trial: what asks for other trackers, slices or costs must hold after a stop, too."""
+    """Takes over what changes no trial: other trackers, slices, costs or checkpoints must hold after a stop, too."""
     frozen = _frozen(place)
     wanted = _with_presentation(frozen, json.loads(json.dumps(_movable(resolved(recipe), place.path))))
     if wanted != frozen:
@@ -134,13 +134,14 @@ def _freeze_presentation(place: RunFolder, recipe: Recipe, ledger: Ledger) -> No
 
 
 def _with_presentation(frozen: Document, new: Document) -> Document:
-    """Returns the frozen recipe with the trackers, slices and cost of `new`; its names are the ledger's, and stay."""
+    """Returns the frozen recipe with what of `new` changes no trial; its names are the ledger's, and stay."""
     if not frozen:
         return new
     tracked = {TRACK: new[TRACK]} if TRACK in new else {}
     rest = {key: value for key, value in frozen.items() if key not in (TRACK, "data", "compare")}
     data = [_with_slices(old, own) for old, own in zip(frozen.get("data", []), new["data"], strict=False)]
-    return {**tracked, "data": data, **rest, "compare": new["compare"]}
+    training = {**frozen.get("training", {}), SAVING: new["training"][SAVING]}
+    return {**tracked, "data": data, **rest, "training": training, "compare": new["compare"]}
 
 
 def _with_slices(old: Document, new: Document) -> Document:

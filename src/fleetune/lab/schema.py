@@ -107,7 +107,42 @@ ALTER TABLE trials ADD COLUMN evaluation_seconds REAL;
 {TEST_USES}
 """
 
-MIGRATIONS: tuple[str, ...] = (_VERSION_1, _VERSION_2)
+_VERSION_3 = """
+-- Trials that train together. What runs together decides last digits: a division once made holds until all have ended.
+CREATE TABLE fleets (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    number INTEGER NOT NULL,            -- of the fleet of the plan that it comes from
+    trials TEXT NOT NULL,               -- JSON: ids in the order in which they run
+    origin TEXT NOT NULL CHECK (origin IN ('planned', 'divided', 'retried', 'afresh')),
+    is_open INTEGER NOT NULL DEFAULT 1  -- 0: its trials have ended, or go on in other fleets
+) STRICT;
+
+INSERT INTO fleets (number, trials, origin)
+SELECT fleet, json_group_array(id), 'planned'
+FROM (SELECT id, fleet FROM trials WHERE status <> 'done' ORDER BY position) GROUP BY fleet ORDER BY fleet;
+
+-- One row a checkpoint of a fleet: all its trials under way, at the same micro-step.
+CREATE TABLE generations (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    fleet INTEGER NOT NULL REFERENCES fleets (id),
+    attempt INTEGER NOT NULL,
+    time TEXT NOT NULL,
+    trials TEXT NOT NULL,               -- JSON: id and facts of each trial under way, in their order
+    packing TEXT NOT NULL               -- JSON
+) STRICT;
+
+CREATE TABLE checkpoints (
+    generation INTEGER NOT NULL REFERENCES generations (id) ON DELETE CASCADE,
+    trial TEXT NOT NULL,
+    kind TEXT NOT NULL CHECK (kind IN ('last', 'best')),
+    path TEXT NOT NULL,                 -- relative to the run folder
+    bytes INTEGER NOT NULL,
+    sha256 TEXT NOT NULL,
+    PRIMARY KEY (generation, trial, kind)
+) STRICT, WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_VERSION_1, _VERSION_2, _VERSION_3)
 """Script number n takes a ledger from version n to version n + 1; the version is SQLite's `user_version`."""
 
 SCHEMA_VERSION = len(MIGRATIONS)
