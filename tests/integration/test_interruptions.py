@@ -153,6 +153,7 @@ PHASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", PHASES.values(), ids=PHASES)
 def test_a_signal_ends_what_does_not_end_by_itself_and_says_how_to_go_on(
     phase: tuple[str, str, str],
@@ -171,19 +172,6 @@ def test_a_signal_ends_what_does_not_end_by_itself_and_says_how_to_go_on(
     assert not read_status(run).alive
     assert run_command_line(["run", str(run / "recipe.toml")]) == 0, capsys.readouterr().err
     assert read_status(run).counts["done"] == 4 and (run / "report" / "index.html").exists()
-
-
-def test_a_second_signal_ends_the_process_at_once(
-    write_recipe: WriteRecipe, tmp_path: Path, begin: Callable[..., subprocess.Popen[str]]
-):
-    phase = PHASES["an evaluation that does not end"][:2]
-    process = begin(sys.executable, "-c", PHASE, write_recipe(), tmp_path / "run", *phase, "300")
-    assert process.stdout is not None and process.stdout.readline() == "here\n"
-    process.send_signal(signal.SIGINT)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(timeout=0.5)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=PATIENCE_SECONDS) == 130
 
 
 LIMITED = """
@@ -208,6 +196,7 @@ while code and size < 1 << 26:
 """
 
 
+@pytest.mark.slow
 def test_files_that_the_system_cuts_short_stop_the_run_in_two_lines_and_it_goes_on(
     write_recipe: WriteRecipe, tmp_path: Path, begin: Callable[..., subprocess.Popen[str]], capsys: Captured
 ):
