@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +68,19 @@ def wait_for_steps(folder: Path, process: subprocess.Popen[str]) -> None:
     raise AssertionError(f"the run ended or did not begin: {process.communicate()}")
 
 
+def put_to_sleep(process: subprocess.Popen[str], folder: Path) -> None:
+    """Stops a process where it holds no lock of SQLite's: while it does, nobody can take its run over at all."""
+    while True:
+        os.kill(process.pid, signal.SIGSTOP)
+        try:
+            with closing(sqlite3.connect(folder / "ledger.sqlite", timeout=0.5, isolation_level=None)) as db:
+                db.execute("BEGIN IMMEDIATE")
+            return
+        except sqlite3.OperationalError:
+            os.kill(process.pid, signal.SIGCONT)
+            time.sleep(0.05)
+
+
 def files(folder: Path) -> dict[str, str]:
     """Returns a hash of each file but those of SQLite, which reading may touch, and of every row of the ledger."""
     found = {
@@ -108,7 +123,7 @@ def test_a_process_that_wakes_up_after_its_run_was_taken_over_changes_nothing(
     recipe, run = write_recipe(training=LONG), tmp_path / "run"
     first = begin(*COMMAND, recipe, "--out", run)
     wait_for_steps(run, first)
-    os.kill(first.pid, signal.SIGSTOP)
+    put_to_sleep(first, run)
     # Another folder with the same files, and without the lock: as on a system whose locks are forgotten.
     run.rename(tmp_path / "before")
     run.mkdir()
