@@ -13,7 +13,6 @@ import pytest
 
 from fleetune.cli.entry import run_command_line
 from fleetune.errors import StorageError
-from fleetune.lab import database as database_module
 from fleetune.lab.disk import naming_faults, storage_error
 from fleetune.lab.ledger import Ledger, LedgerReader
 
@@ -114,9 +113,7 @@ def test_a_ledger_that_cannot_have_a_log_is_refused(tmp_path: Path, monkeypatch:
             return super().execute(query.replace("= WAL", "= DELETE"), *values)
 
     connect = sqlite3.connect
-    monkeypatch.setattr(
-        database_module.sqlite3, "connect", lambda *args, **more: connect(*args, **more, factory=NoMemoryToShare)
-    )
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **more: connect(*args, **more, factory=NoMemoryToShare))
     with pytest.raises(StorageError, match="journal_mode is 'delete'"):
         Ledger(tmp_path)
 

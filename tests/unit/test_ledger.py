@@ -489,8 +489,8 @@ def test_a_lock_file_that_was_deleted_before_it_was_locked_locks_nobody(
     """As on a system that locks files alone: whoever opened the old file must see that it is not the one in place."""
     monkeypatch.setattr(lock_module, "_open_folder", lambda folder: None)
     monkeypatch.setattr(lock_module, "TRIES", 1)
-    path, done = tmp_path / "ledger.lock", []
-    try_lock = lock_module._try_lock
+    path, try_lock = tmp_path / "ledger.lock", lock_module._try_lock
+    done: list[int] = []
 
     def meddling(descriptor: int, shared: bool = False) -> bool:
         if not done:
