@@ -4,7 +4,7 @@ As a program it reads one JSON object from its standard input: `recipe`, `folder
 due each so many micro-steps or evaluations) and `kills`, a list of places. For each place it forks a process that runs
 the recipe and dies there by SIGKILL; in the end one runs to its end. A place is `[what, number]`: the process dies when
 `what` happens for the number-th time: `notice`, `micro-step`, `fsync`, `replace`, `removal`, `commit` (before it) or
-`committed`.
+`committed`. At `["damage", number]` nothing runs: a bit of file `number` of the newest checkpoint is turned over.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     db = sqlite3.connect(folder / "ledger.sqlite")
     db.row_factory = sqlite3.Row
     try:
-        tables = {
+        tables: dict[str, list[Any]] = {
             table: [
                 {name: row[name] for name in row.keys() if name not in ("attempt", *TIMES)}  # noqa: SIM118
                 for row in db.execute(f"SELECT * FROM {table} ORDER BY 1, 2, 3")
@@ -85,6 +85,9 @@ def main() -> None:
     _warm_up(order)
     torch.set_num_threads(order["threads"])
     for place in [*order["kills"], None]:
+        if place is not None and place[0] == "damage":
+            print(json.dumps({"killed": place, "path": _damage(Path(order["folder"]), place[1])}))
+            continue
         sys.stdout.flush()
         child = os.fork()
         if child == 0:
@@ -120,6 +123,19 @@ def _warm_up(order: dict[str, Any]) -> None:
             run(load_recipe(Path(order["recipe"])), Path(folder) / "warm")
     finally:
         Fleet._backward = whole  # type: ignore[method-assign]
+
+
+def _damage(folder: Path, number: int) -> str:
+    """Turns over a bit in a file of the newest checkpoint; returns its path in the folder."""
+    db = sqlite3.connect(folder / "ledger.sqlite")
+    newest = "SELECT path FROM checkpoints WHERE generation = (SELECT max(id) FROM generations) ORDER BY path"
+    paths = [path for (path,) in db.execute(newest)]
+    db.close()
+    path = folder / paths[number % len(paths)]
+    blob = bytearray(path.read_bytes())
+    blob[-1] ^= 1
+    path.write_bytes(bytes(blob))
+    return paths[number % len(paths)]
 
 
 def _run(order: dict[str, Any], place: Place | None) -> None:

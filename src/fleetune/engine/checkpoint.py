@@ -130,7 +130,8 @@ def quarantine(root: Path, file: SavedFile) -> None:
     aside = place.parents[1] / QUARANTINE
     with suppress(OSError):
         make_folder(aside)
-        _put_in_place(place, aside / f"{place.parent.name}-{place.name}")
+        place.replace(aside / f"{place.parent.name}-{place.name}")
+        _sync_folder(aside)
 
 
 def sweep(root: Path, trial: str, kept: set[str]) -> None:
@@ -220,7 +221,8 @@ def _removed_on_failure(path: Path) -> Iterator[None]:
 
 
 def _put_in_place(beside: Path, place: Path) -> None:
-    beside.replace(place)
+    with _removed_on_failure(beside):
+        beside.replace(place)
     _sync_folder(place.parent)
 
 
