@@ -15,6 +15,13 @@ from fleetune.lab.export import _best_tensors
 
 WALL_CLOCK = {"attempt", "seconds", "peak_bytes", "evaluation_seconds", "evaluation_texts"}
 """Columns that say how long something took, in whose attempt, or how much of it was made twice."""
+INPUTS = (
+    "recipe.toml",
+    "data/audit.json",
+    "data/held_out.parquet",
+    "data/quarantine.csv",
+    "data/splits.parquet",
+)
 
 
 @dataclass(frozen=True)
@@ -24,11 +31,13 @@ class Ending:
     Attributes:
         rows: Rows of the ledger by table, without the columns that hang on the clock.
         predictions: SHA-256 of each trial's predictions.
+        inputs: SHA-256 of the recipe and of the files that say what became of the data.
         tensors: SHA-256 of each of the best tensors by trial and name; the tensors of a failed trial are left out.
     """
 
     rows: dict[str, list[dict[str, Any]]]
     predictions: dict[str, str]
+    inputs: dict[str, str]
     tensors: dict[str, dict[str, str]]
 
     def differences(self, other: Ending) -> list[str]:
@@ -38,8 +47,11 @@ class Ending:
             for table in self.rows
             if self.rows[table] != other.rows[table]
         ]
-        trials = sorted({*self.predictions, *other.predictions})
-        found += [f"predictions of {t}" for t in trials if self.predictions.get(t) != other.predictions.get(t)]
+        for kind, own, others in (
+            ("predictions of", self.predictions, other.predictions),
+            ("file", self.inputs, other.inputs),
+        ):
+            found += [f"{kind} {name}" for name in sorted({**own, **others}) if own.get(name) != others.get(name)]
         for trial in sorted({*self.tensors, *other.tensors}):
             own, others = self.tensors.get(trial, {}), other.tensors.get(trial, {})
             names = [name for name in {**own, **others} if own.get(name) != others.get(name)]
@@ -55,6 +67,7 @@ class Ending:
         return Ending(
             rows,
             {trial: digest for trial, digest in self.predictions.items() if trial not in trials},
+            self.inputs,
             {trial: digests for trial, digests in self.tensors.items() if trial not in trials},
         )
 
@@ -74,6 +87,7 @@ def read_ending(folder: Path) -> Ending:
     return Ending(
         rows,
         {trial: _digest((folder / "trials" / trial / "predictions.parquet").read_bytes()) for trial in done},
+        {name: _digest((folder / name).read_bytes()) for name in INPUTS},
         {trial: _tensors(folder, trial) for trial in done},
     )
 

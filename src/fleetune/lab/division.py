@@ -42,7 +42,7 @@ class Division:
 
     def __init__(self, ledger: Ledger, folder: str) -> None:
         self._ledger = ledger
-        self._folder = folder
+        self.folder = folder
 
     def as_recorded(self, plan: Plan) -> Plan:
         """Returns the plan with the fleets that the run began with."""
@@ -84,6 +84,24 @@ class Division:
             close_fleet(db, fleet.id)
             return _insert(db, fleet.number, trials, "afresh")
 
+    def begin_again(self, trials: Sequence[str]) -> None:
+        """Opens fleets for finished trials that are to be trained again, in the company that they began in.
+
+        Those beside them that are done keep what they have.
+        """
+        if not trials:
+            return
+        planned: dict[str, list[str]] = {}
+        for row in self._ledger.rows("SELECT trials FROM fleets ORDER BY id DESC"):
+            company = json.loads(row["trials"])
+            planned |= dict.fromkeys(company, company)
+        numbers = {row["id"]: row["fleet"] for row in self._ledger.rows("SELECT id, fleet FROM trials")}
+        fleets = {tuple(planned.get(trial, [trial])): numbers[trial] for trial in trials}
+        with self._ledger.transaction() as db:
+            db.executemany("UPDATE trials SET status = 'pending' WHERE id = ?", [(trial,) for trial in trials])
+            for company, number in fleets.items():
+                _insert(db, number, company, "afresh")
+
     def divide(self, fleet: OpenFleet, trials: Sequence[str], generation: Generation | None) -> list[OpenFleet]:
         """Puts two halves of `trials` in the place of `fleet`, which go on from `generation`; returns them."""
         middle = len(trials) // 2
@@ -93,7 +111,7 @@ class Division:
             for half in halves:
                 if generation is not None:
                     own = generation.of(list(half.trials))
-                    add_generation(db, self._ledger.attempt, half.id, self._folder, own)
+                    add_generation(db, self._ledger.attempt, half.id, self.folder, own)
         return halves
 
 

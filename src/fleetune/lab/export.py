@@ -18,6 +18,7 @@ from fleetune.compare.calibration import TrialPoint, WishKind, bundle_scores, te
 from fleetune.data.tokens import open_tokens
 from fleetune.errors import BackboneError, RunError, UserError
 from fleetune.lab.folder import RunFolder
+from fleetune.lab.kept_files import refuse_damaged
 from fleetune.lab.ledger import LedgerReader
 from fleetune.lab.plan import trial_label
 from fleetune.lab.recipe import load_recipe
@@ -151,6 +152,7 @@ def export_trial(
     recipe = load_recipe(RunFolder(run).recipe)
     data = next(config for config in recipe.data if config.name == trial.data)
     with LedgerReader(run) as ledger:
+        refuse_damaged(ledger, run, trial.id, ["best", "last"])
         meta = ledger.meta()
     facts = meta["backbones"][trial.id]
     config = next(config for config in recipe.backbones if config.name == trial.backbone)

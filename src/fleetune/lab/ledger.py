@@ -21,6 +21,7 @@ from fleetune.errors import RunTakenOverError, UserError
 from fleetune.lab.database import open_for_reading, open_for_writing
 from fleetune.lab.disk import LEDGER, naming_faults
 from fleetune.lab.schema import check_version, migrate
+from fleetune.lab.seal import SEAL, check_seal, seal_of, sealed
 from fleetune.redaction import redacted
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Ledger:
         self.folder = folder
         self._db = open_for_writing(folder / LEDGER)
         try:
+            check_seal(self._db, folder)
             migrate(self._db)
         except BaseException:
             self._db.close()
@@ -105,6 +107,7 @@ class Ledger:
                 (_now(), process, redacted(_json(environment))),
             )
             self._db.execute("UPDATE trials SET status = 'pending' WHERE status = 'running'")
+            self._db.execute("DELETE FROM meta WHERE key = ?", (SEAL,))
         self._attempt = int(cursor.lastrowid or 0)
         return self._attempt
 
@@ -113,6 +116,9 @@ class Ledger:
         with self.transaction():
             self._db.execute(
                 "UPDATE attempts SET ended = ?, outcome = ? WHERE id = ?", (_now(), outcome, self._attempt)
+            )
+            self._db.execute(
+                "INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (SEAL, sealed(seal_of(self._db)))
             )
 
     def set_meta(self, **values: Any) -> None:
@@ -299,6 +305,15 @@ class LedgerReader:
 
     def __exit__(self, *_: object) -> None:
         self._db.close()
+
+    def check_seal(self) -> None:
+        """Does nothing unless the rows of a run that ended are not those that were written.
+
+        Raises:
+            StorageError: If they are not.
+        """
+        with naming_faults(self._folder):
+            check_seal(self._db, self._folder)
 
     def rows(self, query: str, *values: Any) -> list[Row]:
         """Returns the rows of a SELECT statement."""

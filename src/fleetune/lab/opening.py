@@ -126,9 +126,10 @@ def _freeze_document(place: RunFolder, frozen: Document, ledger: Ledger) -> None
 
 def _freeze_presentation(place: RunFolder, recipe: Recipe, ledger: Ledger) -> None:
     """Takes over what changes no trial: other trackers, slices, costs or checkpoints must hold after a stop, too."""
-    frozen = _frozen(place)
+    # The ledger's: a file that was damaged, or changed by hand, is written anew.
+    frozen = ledger.meta().get("recipe") or _frozen(place)
     wanted = _with_presentation(frozen, json.loads(json.dumps(_movable(resolved(recipe), place.path))))
-    if wanted != frozen:
+    if wanted != frozen or wanted != _frozen(place):
         _freeze_document(place, wanted, ledger)
     ledger.set_meta(cost=recipe.cost)
 

@@ -20,6 +20,7 @@ from fleetune.errors import RunError, UserError
 from fleetune.lab.disk import storage_error
 from fleetune.lab.folder import RunFolder
 from fleetune.lab.held_out import KeptTexts
+from fleetune.lab.kept_files import refuse_damaged
 from fleetune.lab.ledger import LedgerReader, Row, value_of
 from fleetune.lab.lock import is_locked
 from fleetune.lab.predictions import Predictions, read_predictions
@@ -78,6 +79,7 @@ def load_results(folder: Path) -> RunResults:
 def _load_results(folder: Path) -> RunResults:
     place = RunFolder(folder)
     with LedgerReader(folder) as ledger:
+        ledger.check_seal()
         meta = ledger.meta()
         alive = is_locked(folder)
         attempts = [dict(row) for row in ledger.rows("SELECT * FROM attempts ORDER BY id")]
@@ -147,6 +149,8 @@ def _trial(
     backbone = meta.get("backbones", {}).get(row["id"], {})
     training = json.loads(row["training"])
     done = row["status"] == "done"
+    if done:
+        refuse_damaged(ledger, place.path, row["id"], ["predictions"])
     texts, tokens = speeds.get(row["fleet"], (None, None))
     return TrialResult(
         id=row["id"],

@@ -28,6 +28,7 @@ from fleetune.lab.filesystem import refuse_network
 from fleetune.lab.folder import RunFolder
 from fleetune.lab.held_out import holds, write_held_out
 from fleetune.lab.inputs import Inputs, audit_with, tokens_for
+from fleetune.lab.kept_files import all_whole, begin_damaged_anew
 from fleetune.lab.ledger import Ledger
 from fleetune.lab.lock import RunLock
 from fleetune.lab.notices import FleetOpened, Noted, RunOpened, Said, Watch, unwatched
@@ -42,6 +43,9 @@ from fleetune.lab.trackers.feed import Tracking
 from fleetune.memory import begin_peak, give_back, peak_bytes
 from fleetune.methods.base import Method
 from fleetune.runtime import is_busy
+
+AUDITED = ("audit.json", "quarantine.csv", "splits.parquet")
+"""Files that say what became of a data set's records."""
 
 
 def run(
@@ -105,6 +109,7 @@ def _run_until_stopped(
         division = Division(ledger, place.trials.name)
         inputs = replace(inputs, plan=division.as_recorded(inputs.plan))
         watch(RunOpened(place.path, inputs.plan, before, recipe.metric))
+        begin_damaged_anew(ledger, division, watch)
         division.retry_failed()
         remove_leftovers(ledger, place.trials, before)
         now = _Run(inputs, place, ledger, division, executor, watch, stop, tally)
@@ -221,8 +226,7 @@ class _Run:
     def _events(self, number: int, fleet: FleetPlan, checkpoints: FleetCheckpoints, done: set[str]) -> Iterator[Event]:
         """Yields what happens in the fleet, each event after it is in the ledger.
 
-        Trials that were `done` after the checkpoint that it goes on from keep the others company to where they ended;
-        nobody is told again.
+        Trials that are `done` already keep the others company to where they ended; of them nothing is recorded again.
         """
         todo = [trial for trial in fleet.trials if trial.id not in done]
         fleets = len(self.inputs.plan.fleets)
@@ -248,10 +252,11 @@ class _Run:
             # Closed at once, not when an error's traceback is let go: the run must still be open then.
             with closing(self._until_stopped(started)) as events:
                 for event in events:
-                    self._record(event, dataset, method_of[event.trial], costs)
                     if not fleet.is_baseline:
                         self.tally.count(event, shape, method_of[event.trial], costs.tokens)
+                    # What is known of a trial that is done stays as it is.
                     if event.trial not in done:
+                        self._record(event, dataset, method_of[event.trial], costs)
                         self.watch(event)
                     yield event
         finally:
@@ -264,7 +269,7 @@ class _Run:
         tokens = tokens_for(prepared, fleet.backbone, fleet.data, folder / "tokens")
         with self.ledger.transaction():
             prepared.write(folder, audit_with(prepared.audit, fleet.data, tokens))
-            for name in ("audit.json", "quarantine.csv", "splits.parquet"):
+            for name in AUDITED:
                 self.ledger.add_artifact(folder / name, "data")
         return tokens
 
@@ -274,7 +279,7 @@ class _Run:
         if name in self.kept:
             return
         path, dataset = self.place.held_out(self._data_folder(fleet)), self.inputs.prepared[name].dataset
-        if not holds(path, dataset):
+        if not (holds(path, dataset) and all_whole(self.ledger, [path, *map(path.with_name, AUDITED)])):
             tokens = tokens or self._tokens(fleet)
             with self.ledger.transaction():
                 write_held_out(path, dataset, tokens)

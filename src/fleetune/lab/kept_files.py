@@ -1,0 +1,78 @@
+"""Compares the files of a run with what its ledger has of them, and has what is damaged made again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fleetune.engine.checkpoint import QUARANTINE, make_folder
+from fleetune.errors import RunError
+from fleetune.lab.division import Division
+from fleetune.lab.ledger import Ledger, LedgerReader
+from fleetune.lab.notices import Noted, Watch
+
+
+def refuse_damaged(ledger: LedgerReader, folder: Path, trial: str, kinds: Sequence[str]) -> None:
+    """Does nothing if the files of a finished trial are as they were written.
+
+    Args:
+        ledger: The run's.
+        folder: The run's.
+        trial: Whose files.
+        kinds: Which of them: `predictions`, `best`, `last`.
+
+    Raises:
+        RunError: If one is not.
+    """
+    rows = ledger.rows("SELECT path, sha256, kind FROM artifacts WHERE trial = ? ORDER BY path", trial)
+    for path in _damaged(folder, (row for row in rows if row["kind"] in kinds)):
+        raise RunError(f"{path} is damaged: its checksum is not the ledger's.\nRun the recipe again to make it anew")
+
+
+def all_whole(ledger: Ledger, paths: Sequence[Path]) -> bool:
+    """Returns whether files of the run are in the ledger, and as they were written."""
+    names = [path.relative_to(ledger.folder).as_posix() for path in paths]
+    known = {row["path"]: row for row in ledger.rows("SELECT path, sha256 FROM artifacts WHERE trial IS NULL")}
+    return all(name in known for name in names) and not list(_damaged(ledger.folder, (known[name] for name in names)))
+
+
+def begin_damaged_anew(ledger: Ledger, division: Division, watch: Watch) -> None:
+    """Puts aside files of finished trials that are not as they were written; those trials are to be trained again."""
+    query = (
+        "SELECT path, sha256, trial FROM artifacts JOIN trials ON trials.id = artifacts.trial "
+        "WHERE status = 'done' ORDER BY path"
+    )
+    damaged: dict[str, list[Path]] = {}
+    for row in ledger.rows(query):
+        for path in _damaged(ledger.folder, [row]):
+            damaged.setdefault(row["trial"], []).append(path)
+    for trial, paths in damaged.items():
+        for path in paths:
+            _put_aside(path, ledger.folder / division.folder / trial)
+            ledger.note("file damaged", f"{path.relative_to(ledger.folder)} is not what was written; put aside", trial)
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        watch(Noted(f"{paths[0].relative_to(ledger.folder)}{more} is damaged: put aside, the trial is trained again"))
+    division.begin_again(list(damaged))
+
+
+def _damaged(folder: Path, rows: Iterable[Any]) -> Iterator[Path]:
+    for row in rows:
+        path = folder / row["path"]
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise RunError(f"{folder} cannot be read: its ledger names a file outside of it ({row['path'][:80]!r})")
+        try:
+            with path.open("rb") as file:
+                whole = hashlib.file_digest(file, "sha256").hexdigest() == row["sha256"]
+        except FileNotFoundError:
+            whole = False
+        if not whole:
+            yield path
+
+
+def _put_aside(path: Path, trial: Path) -> None:
+    """Moves a file into its trial's folder `quarantine/`, if it is there."""
+    if path.is_file():
+        make_folder(trial / QUARANTINE)
+        path.replace(trial / QUARANTINE / "-".join(path.relative_to(trial).parts))

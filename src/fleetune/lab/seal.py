@@ -1,0 +1,59 @@
+"""A seal on the rows of a run that ended: SQLite keeps no checksums, so a bit that changed in a number goes unseen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from pathlib import Path
+
+from fleetune.errors import StorageError
+from fleetune.lab.disk import LEDGER
+
+SEAL = "seal"
+_QUERIES = (
+    "SELECT * FROM meta WHERE key <> 'seal' ORDER BY key",
+    "SELECT * FROM trials ORDER BY position",
+    "SELECT * FROM attempts ORDER BY id",
+    "SELECT * FROM steps ORDER BY trial, step",
+    "SELECT * FROM metrics ORDER BY trial, step, name",
+    "SELECT * FROM artifacts ORDER BY path",
+)
+"""All that results are made of. Looks at test scores and events are added when a run has ended, too."""
+
+
+def seal_of(connection: sqlite3.Connection) -> str:
+    """Returns a SHA-256 over the rows that results are made of."""
+    digest = hashlib.sha256()
+    for query in _QUERIES:
+        for row in connection.execute(query):
+            digest.update(repr(tuple(row)).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def sealed(seal: str) -> str:
+    """Returns a seal as the ledger's table of facts holds it."""
+    return json.dumps(seal)
+
+
+def check_seal(connection: sqlite3.Connection, folder: Path) -> None:
+    """Does nothing where the rows are those that were sealed, or none were: the run goes on, or was killed.
+
+    Raises:
+        StorageError: If they are others.
+    """
+    # One view of the database: a run may begin beside a reader.
+    connection.execute("BEGIN")
+    try:
+        if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone() is None:
+            return
+        row = connection.execute("SELECT value FROM meta WHERE key = 'seal'").fetchone()
+        broken = row is not None and row[0] != sealed(seal_of(connection))
+    finally:
+        connection.rollback()
+    if broken:
+        raise StorageError(
+            f"{folder / LEDGER} is damaged (its rows are not those that were written).\n"
+            "What trials saved (best/, predictions.parquet) is beside it: keep the folder, and run with another --out"
+        )
