@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fleetune.lab.export import _best_tensors
+from fleetune.engine.checkpoint import final_files
 
 WALL_CLOCK = {"attempt", "seconds", "peak_bytes", "evaluation_seconds", "evaluation_texts"}
 """Columns that say how long something took, in whose attempt, or how much of it was made twice."""
@@ -32,7 +32,7 @@ class Ending:
         rows: Rows of the ledger by table, without the columns that hang on the clock.
         predictions: SHA-256 of each trial's predictions.
         inputs: SHA-256 of the recipe and of the files that say what became of the data.
-        tensors: SHA-256 of each of the best tensors by trial and name; the tensors of a failed trial are left out.
+        tensors: SHA-256 of the files with the best and last tensors and their facts, by trial; failed ones left out.
     """
 
     rows: dict[str, list[dict[str, Any]]]
@@ -55,7 +55,7 @@ class Ending:
         for trial in sorted({*self.tensors, *other.tensors}):
             own, others = self.tensors.get(trial, {}), other.tensors.get(trial, {})
             names = [name for name in {**own, **others} if own.get(name) != others.get(name)]
-            found += [f"{len(names)} best tensors of {trial}, such as {names[0]}"] if names else []
+            found += [f"{len(names)} files of {trial}, such as {names[0]}"] if names else []
         return found
 
     def without(self, trials: set[str]) -> Ending:
@@ -113,11 +113,9 @@ def _rows(ledger: sqlite3.Connection, query: str) -> list[dict[str, Any]]:
 
 
 def _tensors(folder: Path, trial: str) -> dict[str, str]:
-    tensors = _best_tensors(folder / "trials" / trial)
-    return {
-        name: f"{tensor.dtype} {tuple(tensor.shape)} {_digest(tensor.numpy().tobytes())}"
-        for name, tensor in sorted(tensors.items())
-    }
+    files = final_files(folder / "trials" / trial)
+    assert len(files) == 4, f"{trial} has {[str(file) for file in files]}"
+    return {f"{file.parent.name}/{file.name}": _digest(file.read_bytes()) for file in files}
 
 
 def _digest(data: bytes) -> str:
