@@ -123,7 +123,7 @@ def why_not() -> str | None:
 def compile_shim(folder: Path) -> Path:
     """Returns the shared library, made in `folder`."""
     library = folder / "shim.so"
-    command = ["cc", "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o", library, SOURCE, "-ldl"]
+    command = ["cc", "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(library), str(SOURCE), "-ldl"]
     subprocess.run(command, check=True)
     return library
 
