@@ -74,7 +74,6 @@ class Check:
                 }
                 for fleet, known in zip(self.inputs.plan.fleets, self.fleets, strict=True)
             ],
-            "curve_trials": self.curve_trials,
             "warnings": list(self.warnings),
         }
 
