@@ -142,7 +142,7 @@ def _without_learning(rows: Sequence[Row], data: str) -> Iterator[Claim]:
         plural = "1 trial" if trials == 1 else f"{trials} trials"
         text = (
             f"{plural} learned nothing ({listed([row.name for row in counted])}): their scores say that the training "
-            "failed there, and nothing against the method."
+            "failed there, and nothing against the method. Try more epochs or another learning_rate."
         )
         yield Claim(text, "configurations", {"trials": trials}, data)
 

@@ -345,8 +345,9 @@ def _near_leaks(dataset: Dataset, normal: list[str], groups: Indices) -> tuple[d
             continue
         ours, theirs = searched[near.found[0]], int(train[near.resembles[0]])
         part = "" if near.compared == len(train) else f" ({near.compared:,} of {len(train):,} training texts compared)"
+        what = f"1 text of {split} stands" if counts[split] == 1 else f"{counts[split]:,} texts of {split} stand"
         warnings.append(
-            f"{len(near.found):,} texts of {split} nearly stand in training{part}, "
+            f"{what} in training but for a few words{part}, "
             f"such as {dataset.place(ours)} and {dataset.place(theirs)}"
         )
     return counts, warnings
