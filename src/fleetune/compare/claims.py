@@ -47,7 +47,7 @@ def claims_on(rows: Sequence[Row], tests: Sequence[PairTest], split: str) -> lis
     """Returns what may be said of rows on the same data, and of the tests among them."""
     data = rows[0].configuration.first.data if rows else ""
     return [
-        *(_difference(test, split) for test in tests if test.is_significant),
+        *(_difference(test, split, rows) for test in tests if test.is_significant),
         *_not_shown(tests, split, data),
         *_twins(rows, data),
         *_without_learning(rows, data),
@@ -57,7 +57,7 @@ def claims_on(rows: Sequence[Row], tests: Sequence[PairTest], split: str) -> lis
     ]
 
 
-def _difference(test: PairTest, split: str) -> Claim:
+def _difference(test: PairTest, split: str, rows: Sequence[Row]) -> Claim:
     better, worse = (test.a, test.b) if test.favours(test.a) else (test.b, test.a)
     low, high = _towards(test)
     numbers = {"difference": abs(test.difference), "low": low, "high": high, "p_adjusted": test.p_adjusted,
@@ -67,7 +67,17 @@ def _difference(test: PairTest, split: str) -> Claim:
         f"{abs(test.difference):.3f} (95 % interval {low:.3f} to {high:.3f}; {_p(test.p_adjusted)} after Holm's "
         f"correction; {test.seeds} seeds)."
     )
+    text += "".join(_reservations(row) for row in rows if row.name in (better, worse))
     return Claim(text, "tests", numbers, test.data)
+
+
+def _reservations(row: Row) -> str:
+    """Returns what of the row's seeds the mean is not of, or should not be of; nothing where all is well."""
+    failed, silent, trials = len(row.configuration.failed), len(row.degenerate), len(row.configuration.trials)
+    text = f" {failed} of {trials} seeds of {row.name} failed and are not in its mean." if failed else ""
+    if silent and not row.is_baseline:
+        text += f" {silent} of {trials} seeds of {row.name} learned nothing and are in its mean."
+    return text
 
 
 def _p(value: float | None) -> str:

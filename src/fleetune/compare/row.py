@@ -69,7 +69,12 @@ class Row:
     @property
     def tied_with_best(self) -> bool:
         """Whether nothing shows it to be worse than the row that validation chooses."""
-        return self.standing in ("chosen", "tied", "ahead")
+        return self.standing in ("chosen", "tied")
+
+    @property
+    def is_candidate(self) -> bool:
+        """Whether it may be recommended: tied with the best, trained with several seeds, and all of them learned."""
+        return self.tied_with_best and not self.is_baseline and not self.degenerate and len(self.scores) > 1
 
     @property
     def is_baseline(self) -> bool:

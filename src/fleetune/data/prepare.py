@@ -347,8 +347,7 @@ def _near_leaks(dataset: Dataset, normal: list[str], groups: Indices) -> tuple[d
         part = "" if near.compared == len(train) else f" ({near.compared:,} of {len(train):,} training texts compared)"
         what = f"1 text of {split} stands" if counts[split] == 1 else f"{counts[split]:,} texts of {split} stand"
         warnings.append(
-            f"{what} in training but for a few words{part}, "
-            f"such as {dataset.place(ours)} and {dataset.place(theirs)}"
+            f"{what} in training but for a few words{part}, such as {dataset.place(ours)} and {dataset.place(theirs)}"
         )
     return counts, warnings
 
