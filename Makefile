@@ -13,7 +13,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 RAYON_NUM
 	TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup demo test test-all lint audit format bench bench-gpu clean
+.PHONY: help setup demo test test-all faults lint audit format bench bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,9 @@ test: $(SYNCED)  ## the tests that take seconds
 
 test-all: $(SYNCED)  ## every test, the slow ones too
 	$(PYTEST) -m ""
+
+faults: $(SYNCED)  ## kill, refuse, cut off and damage small runs, each in every way (docs/reliability.md)
+	$(PYTEST) -m "" tests/faults
 
 lint: $(SYNCED)  ## ruff, mypy, import layers, rules of the package
 	$(BIN)/ruff check

@@ -17,6 +17,7 @@ from fleetune.engine.backbone import Backbone, load_backbone
 from fleetune.engine.events import Evaluated, Failed, Finished, Stepped
 from fleetune.engine.fleet import Fleet
 from fleetune.engine.footprint import Candidate, fits
+from fleetune.engine.generation import FolderCheckpoints
 from fleetune.engine.trial import TrialSpec
 from fleetune.lab.plan import even_parts
 from fleetune.memory import available_bytes, begin_peak, peak_bytes, used_bytes
@@ -118,7 +119,7 @@ def _fleet(
     """Returns seconds, seconds to the first step and log loss by trial; the clock starts before the fleet is made."""
     losses: dict[str, float] = {}
     finished, first_step, started = 0, 0.0, time.perf_counter()
-    for event in Fleet(backbone, trials, inputs.data, folder).train():
+    for event in Fleet(backbone, trials, inputs.data, FolderCheckpoints(folder)).train():
         match event:
             case Stepped():
                 first_step = first_step or time.perf_counter() - started

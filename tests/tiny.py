@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,8 @@ from fleetune.data.dataset import SplitName
 from fleetune.data.tokens import Tokens
 from fleetune.engine.backbone import Backbone, load_backbone
 from fleetune.engine.config import BackboneConfig, TrainingConfig
-from fleetune.engine.fleet import FleetData
+from fleetune.engine.events import Event
+from fleetune.engine.fleet import Fleet, FleetData
 from fleetune.engine.trial import TrialSpec
 from fleetune.errors import MethodError
 from fleetune.methods import all_methods, get
@@ -216,6 +217,22 @@ def mixed_specs(architecture: str, least: int = 8, **training: Any) -> list[Tria
     ]
     chosen = settings[: max(least, len(kinds))]
     return [spec(kind, seed, own, **{**training, **extra}) for seed, (kind, own, extra) in enumerate(chosen)]
+
+
+def train_until(fleet: Callable[..., Fleet], is_enough: Callable[[Event], bool]) -> list[Event]:
+    """Returns what happens until an event is enough; then the fleet saves itself and ends, as a run that is stopped.
+
+    Args:
+        fleet: Makes it, given `is_stopped`.
+        is_enough: Says which event.
+    """
+    events: list[Event] = []
+    asked: list[Event] = []
+    for event in fleet(is_stopped=lambda: bool(asked)).train():
+        events.append(event)
+        if is_enough(event):
+            asked.append(event)
+    return events
 
 
 @contextmanager

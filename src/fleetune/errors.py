@@ -11,6 +11,8 @@
     └── RunError                 exit code 1: the work started and failed
         ├── TrialFailedError     one trial's training went wrong (its neighbours go on)
         ├── RunLockedError       another process works on the same run folder
+        ├── RunTakenOverError    another process took the run up; this one may write nothing any more
+        ├── StorageError         a disk is full, broken, read-only, or shut to this user
         └── ExportMismatchError  a bundle does not give the logits of the trial it came from
 
 A message is one or two lines: what was got, what was expected, what to do.
@@ -70,6 +72,14 @@ class TrialFailedError(RunError):
 
 class RunLockedError(RunError):
     """Another process works on the same run folder."""
+
+
+class RunTakenOverError(RunError):
+    """Another process took the run up; this one may write nothing any more."""
+
+
+class StorageError(RunError):
+    """A disk is full, broken, read-only, or shut to this user. The message names the file."""
 
 
 class ExportMismatchError(RunError):

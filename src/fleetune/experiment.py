@@ -153,19 +153,22 @@ def run_recipe(
         seen_by: What the ledger notes as the one that looks at scores on test.
     """
     from fleetune.compare.summary import compare
+    from fleetune.lab.disk import naming_faults
     from fleetune.lab.results import load_results
     from fleetune.lab.runner import run
+    from fleetune.lab.signals import StopRequest
     from fleetune.lab.test_uses import log_scores
     from fleetune.report.figures.trial import trial_pictures
     from fleetune.report.html import write_report
 
     summary = run(recipe, folder, watch, executor, command, trial_pictures)
-    results = log_scores(load_results(folder), seen_by)
-    page = None
-    if any(trial.status == "done" for trial in results.trials):
-        watch(Said("writing the report"))
-        page = write_report(results, RunFolder(folder).report)
-    return ExperimentResult(compare(results.trials, cost=results.cost), summary, folder, page)
+    with naming_faults(folder), StopRequest(RunFolder(folder)):
+        results = log_scores(load_results(folder), seen_by)
+        page = None
+        if any(trial.status == "done" for trial in results.trials):
+            watch(Said("writing the report"))
+            page = write_report(results, RunFolder(folder).report)
+        return ExperimentResult(compare(results.trials, cost=results.cost), summary, folder, page)
 
 
 def export(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,15 @@ import pytest
 import torch
 
 from fleetune.engine.backbone import Backbone
+from fleetune.engine.checkpoint import load_checkpoint
 from fleetune.engine.events import Evaluated, Event, Failed, Finished, Stepped
 from fleetune.engine.fleet import Fleet, FleetData
+from fleetune.engine.generation import FolderCheckpoints
 from fleetune.engine.layout import Pack
 from fleetune.engine.trial import TrialSpec
-from fleetune.errors import RecipeError
+from fleetune.errors import RecipeError, RunError
 from fleetune.methods import all_methods
-from tests.tiny import random_data, random_tokens, spec, tiny_backbone
+from tests.tiny import random_data, random_tokens, spec, tiny_backbone, train_until
 
 MIXED = [
     spec("lora", 0, {"dropout": 0.2}, epochs=4),
@@ -47,7 +51,9 @@ def train(
     layout: str = "auto",
     folder: Path | None = None,
 ) -> tuple[list[Event], Fleet]:
-    fleet = Fleet(tiny_backbone(architecture, layout=layout), specs, data, folder)
+    fleet = Fleet(
+        tiny_backbone(architecture, layout=layout), specs, data, FolderCheckpoints(folder) if folder else None
+    )
     return list(fleet.train()), fleet
 
 
@@ -134,32 +140,51 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_stopped_fleet_ends_as_one_never_stopped(tmp_path: Path, stop_after: int) -> None:
     data = random_data()
     whole, _ = train(MIXED, data, folder=tmp_path / "whole")
-    fleet = Fleet(tiny_backbone(), MIXED, data, tmp_path / "stopped")
-    iterator = fleet.train()
-    for _ in range(stop_after):
-        next(iterator)
-    iterator.close()  # type: ignore[attr-defined]
+    fleet = partial(Fleet, tiny_backbone(), MIXED, data, FolderCheckpoints(tmp_path / "stopped"))
+    count = itertools.count(1)
+    first = train_until(fleet, lambda event: next(count) >= stop_after)
     resumed, _ = train(MIXED, data, folder=tmp_path / "stopped")
     for one in MIXED:
-        a, b = finished(whole, one.id), finished(resumed, one.id)
+        a, b = finished(whole, one.id), finished([*first, *resumed], one.id)
         assert (a.steps, a.best_step) == (b.steps, b.best_step)
-        rest = losses(resumed, one.id)
-        assert rest == losses(whole, one.id)[a.steps - len(rest) :]
+        assert losses(first, one.id) + losses(resumed, one.id) == losses(whole, one.id)
         assert all(np.array_equal(a.predictions[split], b.predictions[split]) for split in a.predictions)
     assert contents(tmp_path / "whole") == contents(tmp_path / "stopped")
 
 
-def test_a_damaged_checkpoint_is_noticed(tmp_path: Path) -> None:
-    from fleetune.errors import RunError
+@pytest.mark.parametrize("kind", ["last", "best"])
+def test_a_damaged_checkpoint_is_put_aside_for_the_one_before(tmp_path: Path, kind: str) -> None:
+    data, specs = random_data(), MIXED[:3]
+    whole, _ = train(specs, data, folder=tmp_path / "whole")
+    store = FolderCheckpoints(tmp_path / "stopped")
+    fleet = partial(Fleet, tiny_backbone(), specs, data, store, 0.0)
+    train_until(fleet, lambda event: isinstance(event, Stepped) and event.step == 17)
+    file = max((tmp_path / "stopped" / specs[1].id / kind).glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
+    blob = bytearray(file.read_bytes())
+    blob[-1] ^= 1
+    file.write_bytes(bytes(blob))
+    resumed = list(fleet().train())
+    assert [damaged.path for damaged in store.damaged] == [f"{specs[1].id}/{kind}/{file.name}"]
+    aside = tmp_path / "stopped" / specs[1].id / "quarantine" / f"{kind}-{file.name}"
+    assert aside.read_bytes() == bytes(blob)
+    aside.unlink()
+    for one in specs:
+        rest = losses(resumed, one.id)
+        assert len(rest) < len(losses(whole, one.id)), "it did not begin anew"
+        assert rest == losses(whole, one.id)[-len(rest) :]
+    assert contents(tmp_path / "whole") == contents(tmp_path / "stopped")
 
-    data = random_data()
-    train([MIXED[0]], data, folder=tmp_path)
-    file = next((tmp_path / MIXED[0].id / "last").glob("*.safetensors"))
+
+def test_a_finished_trial_that_is_damaged_is_noticed_by_its_readers(tmp_path: Path) -> None:
+    train([MIXED[0]], random_data(), folder=tmp_path)
+    folder = tmp_path / MIXED[0].id / "best"
+    assert load_checkpoint(folder) is not None
+    file = next(folder.glob("*.safetensors"))
     blob = bytearray(file.read_bytes())
     blob[-1] ^= 1
     file.write_bytes(bytes(blob))
     with pytest.raises(RunError, match="checksum"):
-        train([MIXED[0]], data, folder=tmp_path)
+        load_checkpoint(folder)
 
 
 def test_multi_label_trains() -> None:

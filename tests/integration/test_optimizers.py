@@ -20,6 +20,7 @@ from fleetune.engine.config import BackboneConfig, TrainingConfig
 from fleetune.engine.events import Stepped
 from fleetune.engine.fleet import Fleet
 from fleetune.engine.footprint import trained_bytes
+from fleetune.engine.generation import FolderCheckpoints
 from fleetune.engine.trial import TrialSpec
 from fleetune.errors import MissingExtraError, RecipeError
 from fleetune.lab.check import check
@@ -30,7 +31,7 @@ from fleetune.lab.recipe import load_recipe
 from fleetune.lab.runner import run
 from fleetune.methods import get
 from fleetune.runtime import random_stream
-from tests.tiny import padded_inputs, random_data, spec, tiny_backbone
+from tests.tiny import padded_inputs, random_data, spec, tiny_backbone, train_until
 
 has_bitsandbytes = importlib.util.find_spec("bitsandbytes") is not None
 needs_bitsandbytes = pytest.mark.skipif(not has_bitsandbytes, reason="bitsandbytes is not installed")
@@ -163,14 +164,16 @@ def test_a_resumed_trial_goes_on_as_if_never_stopped(kind, paging, tmp_path, mon
     with pytest.warns(UserWarning, match="not supported on CPU") if paging else nullcontext():
         whole = Fleet(backbone(), [full(kind, gradient_accumulation_steps=2)], DATA)
         list(whole.train())
-    fleet = whole
+    made: list[Fleet] = []
+
+    def make(**more: Any) -> Fleet:
+        specs = [full(kind, gradient_accumulation_steps=2)]
+        made.append(Fleet(backbone(), specs, DATA, FolderCheckpoints(tmp_path), **more))
+        return made[-1]
+
     for stop in (5, STEPS):
-        fleet = Fleet(backbone(), [full(kind, gradient_accumulation_steps=2)], DATA, tmp_path)
-        events = fleet.train()
-        for event in events:
-            if isinstance(event, Stepped) and event.step == stop:
-                break
-        events.close()  # type: ignore[attr-defined]
+        train_until(make, lambda event: isinstance(event, Stepped) and event.step == stop)  # noqa: B023
+    fleet = made[-1]
     expected = whole.trials[0].parameters.state()
     got = fleet.trials[0].parameters.state()
     assert fleet.trials[0].progress.step == STEPS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fleetune.cli.entry import run_command_line
 from fleetune.engine.evaluation import trial_logits
 from fleetune.engine.events import Finished, Stepped
 from fleetune.engine.fleet import Fleet
+from fleetune.engine.generation import FolderCheckpoints
 from fleetune.engine.shape import shape_from_config
 from fleetune.engine.starts import plan_parameters
 from fleetune.errors import BundleError, MethodError
@@ -31,6 +33,7 @@ from tests.tiny import (
     spec,
     tiny_backbone,
     tiny_folder,
+    train_until,
 )
 
 LABELS = ["no", "maybe", "yes"]
@@ -135,15 +138,14 @@ DROPPING = [("LORA", {"lora_dropout": 0.4}), ("LOHA", {"rank_dropout": 0.4, "mod
 @pytest.mark.parametrize(("name", "options"), DROPPING)
 def test_a_stopped_trial_ends_as_one_never_stopped(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
     one = spec("peft", settings=bridged(name, **options).settings, epochs=2, learning_rate=1e-2)
-    whole = list(Fleet(tiny_backbone(), [one], DATA, tmp_path / "whole").train())
-    events = Fleet(tiny_backbone(), [one], DATA, tmp_path / "stopped").train()
-    for _ in range(7):
-        next(events)
-    events.close()  # type: ignore[attr-defined]
+    whole = list(Fleet(tiny_backbone(), [one], DATA).train())
+    store = FolderCheckpoints(tmp_path)
+    fleet = partial(Fleet, tiny_backbone(), [one], DATA, store)
+    first = train_until(fleet, lambda event: isinstance(event, Stepped) and event.step == 7)
     torch.rand(3)
-    resumed = list(Fleet(tiny_backbone(), [one], DATA, tmp_path / "stopped").train())
-    assert losses(resumed) == losses(whole)[-len(losses(resumed)) :]
-    assert len(losses(resumed)) < len(losses(whole))
+    resumed = list(Fleet(tiny_backbone(), [one], DATA, store).train())
+    assert len(losses(first)) == 7
+    assert losses(first) + losses(resumed) == losses(whole)
     ends = [next(event for event in run if isinstance(event, Finished)).predictions for run in (whole, resumed)]
     assert all(np.array_equal(ends[0][split], ends[1][split]) for split in ends[0])
 

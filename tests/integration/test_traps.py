@@ -24,6 +24,7 @@ from fleetune.engine.config import BackboneConfig
 from fleetune.engine.evaluation import predict_logits, trial_logits
 from fleetune.engine.events import Evaluated
 from fleetune.engine.fleet import Fleet
+from fleetune.engine.generation import FolderCheckpoints
 from fleetune.engine.lanes import lanes
 from fleetune.errors import MethodError
 from fleetune.lab.export import export_trial
@@ -195,15 +196,14 @@ def test_the_best_checkpoint_outlives_all_that_are_saved_after_it(tmp_path: Path
     values: dict[int, float] = {}
     seen: dict[int, dict[str, torch.Tensor]] = {}
     for limit in (34, None) if stop else (None,):
-        fleet = Fleet(tiny_backbone(precision="fp32"), [one], data, tmp_path)
-        events = fleet.train()
-        for event in events:
+        is_asked = False
+        store = FolderCheckpoints(tmp_path)
+        fleet = Fleet(tiny_backbone(precision="fp32"), [one], data, store, 0.0, lambda: is_asked)  # noqa: B023
+        for event in fleet.train():
             if isinstance(event, Evaluated):
                 values[event.step] = event.metrics["log_loss"]
                 seen[event.step] = fleet.trials[0].parameters.state()
-            if limit is not None and len(values) * 3 >= limit:
-                events.close()  # type: ignore[attr-defined]
-                break
+            is_asked = limit is not None and len(values) * 3 >= limit
     best = min(values, key=values.__getitem__)
     assert len(values) == 20
     assert best < 30, "the best is to be followed by many saves"

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from fleetune.data import tokens as module
 from fleetune.data.dataset import Dataset
 from fleetune.data.tokens import tokenize
-from fleetune.errors import DataError
+from fleetune.errors import DataError, StorageError
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefgh"]
 
@@ -171,7 +171,7 @@ def test_a_faster_process_wins(tmp_path, monkeypatch):
 
 def test_a_cache_that_cannot_be_written_is_a_data_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(StorageError, match="cannot be written"):
         tokenize(data(["a"]), make_tokenizer(), 8, tmp_path / "file", "tiny")
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
+import sqlite3
+import time
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +18,11 @@ import pytest
 
 from fleetune.compare.summary import compare
 from fleetune.engine.events import Evaluated, Event, Failed, Finished, Stepped
-from fleetune.errors import MethodError, RecipeError, RunError, RunLockedError
+from fleetune.errors import MethodError, RecipeError, RunError, RunLockedError, StorageError, UserError
+from fleetune.lab import runner as runner_module
 from fleetune.lab.executors.base import BackboneFacts, FleetJob, StartedFleet
 from fleetune.lab.export import choose_trial
-from fleetune.lab.ledger import LedgerReader
+from fleetune.lab.ledger import Ledger, LedgerReader
 from fleetune.lab.lock import RunLock
 from fleetune.lab.notices import FleetOpened, Notice, RunOpened, Said
 from fleetune.lab.predictions import read_predictions
@@ -167,6 +173,160 @@ def test_a_fleet_that_breaks_down_leaves_other_fleets_alone(write_recipe: Callab
     assert (summary.done, summary.failed, executor.closed) == (2, 2, 3)
     reasons = {t.reason for t in load_results(folder).trials if t.status == "failed"}
     assert reasons == {"MemoryError: no memory left"}
+
+
+def faults() -> list[Any]:
+    """Returns what a disk may do in the middle of a fleet, and what is said of it."""
+    busy = sqlite3.OperationalError("database or disk is full")
+    busy.sqlite_errorcode = sqlite3.SQLITE_FULL
+    return [
+        (OSError(errno.ENOSPC, "No space left on device"), "is full"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "quota"),
+        (OSError(errno.EIO, "Input/output error"), "does not read or write"),
+        (OSError(errno.EROFS, "Read-only file system", "x.partial"), "x.partial is on a disk that is read-only"),
+        (busy, r"ledger\.sqlite is full"),
+        (StorageError("the disk is gone.\nLook at it"), "the disk is gone"),
+    ]
+
+
+@pytest.mark.parametrize(("fault", "said"), faults())
+def test_a_fault_of_the_disk_stops_the_run_and_fails_no_trial(
+    fault: Exception, said: str, recipe: Recipe, folder: Path
+):
+    with pytest.raises(StorageError, match=said):
+        run(recipe, folder, executor=FakeExecutor({"head": fault}))
+    status = read_status(folder)
+    assert not status.alive and status.counts == {"done": 0, "failed": 0, "running": 0, "pending": 4}
+    assert status.attempts[-1]["outcome"] == "interrupted"
+    assert run(recipe, folder, executor=FakeExecutor()).done == 4
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOENT])
+def test_a_file_of_its_own_fails_a_trial_and_one_of_the_run_stops_it(number: int, recipe: Recipe, folder: Path):
+    own = OSError(number, "no", "/elsewhere/module.bin")
+    assert run(recipe, folder, executor=FakeExecutor({"head": own})).failed == 4
+    of_run = OSError(number, "no", str(folder / "trials" / "state"))
+    with pytest.raises(StorageError, match="trials/state"):
+        run(recipe, folder, executor=FakeExecutor({"head": of_run}))
+
+
+@pytest.mark.parametrize("name", ["write_predictions", "write_held_out"])
+def test_a_full_disk_in_the_middle_of_a_file_stops_the_run_and_it_goes_on(
+    name: str, recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(path: Path, *_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", f"{path}.partial")
+
+    executor = FakeExecutor()
+    with monkeypatch.context() as patched:
+        patched.setattr(runner_module, name, full)
+        with pytest.raises(StorageError, match="is full"):
+            run(recipe, folder, executor=executor)
+    assert executor.closed == len(executor.jobs)
+    assert read_status(folder).counts["pending"] == 4
+    assert run(recipe, folder, executor=FakeExecutor()).done == 4
+
+
+def test_a_full_disk_that_takes_not_even_the_end_of_the_attempt_is_said(
+    recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(ledger: Ledger, *_: Any) -> None:
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "_write_steps", full)
+        patched.setattr(Ledger, "_check_token", lambda ledger: None)
+        with pytest.raises(StorageError, match=r"ledger\.sqlite is full"):
+            run(recipe, folder, executor=FakeExecutor())
+    assert run(recipe, folder, executor=FakeExecutor()).done == 4
+
+
+def test_a_network_is_refused_before_anything_is_made(recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("fleetune.lab.filesystem.network_type", lambda place: "nfs4")
+    with pytest.raises(UserError, match=r"network file system \(nfs4\)"):
+        run(recipe, folder, executor=FakeExecutor())
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_run_goes_on_where_its_folder_has_gone(copied: bool, recipe: Recipe, folder: Path):
+    with pytest.raises(RunInterrupted):
+        run(recipe, folder, executor=FakeExecutor({"head": lambda: os.kill(os.getpid(), signal.SIGINT)}))
+    place = folder.parent / "else where" / "q"
+    place.parent.mkdir()
+    if copied:
+        shutil.copytree(folder, place)
+        shutil.rmtree(folder)
+    else:
+        folder.rename(place)
+    assert run(load_recipe(place / "recipe.toml"), place, executor=FakeExecutor()).done == 4
+    assert load_results(place).trials[0].predictions["test"]
+    assert not folder.exists()
+
+
+def test_data_in_the_runs_own_folder_moves_with_it(write_recipe: Callable[..., Path], folder: Path):
+    path = write_recipe()
+    (folder / "data").mkdir(parents=True)
+    (path.parent / "reviews.csv").rename(folder / "data" / "texts.csv")
+    inside = load_recipe(path, [f"data.path={folder / 'data' / 'texts.csv'}"])
+    run(inside, folder, executor=FakeExecutor())
+    moved = folder.parent / "moved"
+    folder.rename(moved)
+    assert tomllib.loads((moved / "recipe.toml").read_text())["data"][0]["path"] == "data/texts.csv"
+    again = FakeExecutor()
+    assert run(load_recipe(moved / "recipe.toml"), moved, executor=again).skipped == 4 and not again.jobs
+
+
+PHASES = {
+    "reading the data": ("fleetune.lab.inputs.prepare", signal.SIGTERM),
+    "finding the backbone": ("fleetune.lab.inputs.find_folder", signal.SIGINT),
+    "freezing the recipe": ("fleetune.lab.opening._freeze_recipe", signal.SIGTERM),
+    "tokenising": ("fleetune.lab.runner.tokens_for", signal.SIGHUP),
+    "keeping held-out texts": ("fleetune.lab.runner.write_held_out", signal.SIGINT),
+    "loading the backbone": ("tests.unit.test_runner.FakeExecutor.start", signal.SIGTERM),
+}
+
+
+@pytest.mark.parametrize(("place", "number"), PHASES.values(), ids=PHASES)
+def test_a_signal_before_training_stops_at_once_and_the_run_starts_later(
+    place: str, number: int, recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def busy(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(100)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place, busy)
+        with pytest.raises(RunInterrupted, match="To go on type: ") as caught:
+            run(recipe, folder, executor=FakeExecutor())
+    assert caught.value.exit_code == 128 + number
+    assert len(str(caught.value).splitlines()) == 2
+    told = "fleetune run" if (folder / "recipe.toml").exists() else "the same command again"
+    assert told in str(caught.value)
+    assert signal.getsignal(number) == (signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    assert run(recipe, folder, executor=FakeExecutor()).done == 4
+
+
+def test_what_a_signal_turns_into_in_other_code_fails_no_trial(recipe: Recipe, folder: Path):
+    def interrupted() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("a library was interrupted")
+
+    with pytest.raises(RunInterrupted):
+        run(recipe, folder, executor=FakeExecutor({"head": interrupted}))
+    assert read_status(folder).counts["pending"] == 4
+
+
+def test_an_ignored_signal_stays_ignored(recipe: Recipe, folder: Path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        executor = FakeExecutor({"head": lambda: os.kill(os.getpid(), signal.SIGHUP)})
+        assert run(recipe, folder, executor=executor).done == 4
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 class SmallMachine(FakeExecutor):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import sys
 import traceback
 import warnings
@@ -44,6 +45,8 @@ def run_command_line(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
     except Exception as error:  # noqa: BLE001
+        if (named := _storage_error(error)) is not None:
+            return _failed(str(named), named.exit_code, as_json)
         if hasattr(error, "format_message"):
             return _wrong_usage(error, arguments, as_json)
         if os.environ.get(TRACEBACK_VARIABLE):
@@ -51,6 +54,15 @@ def run_command_line(arguments: list[str]) -> int:
         first = (str(error).strip().splitlines() or [""])[0]
         message = f"{type(error).__name__}: {first}\nThis is a fault of fleetune; its trace: {TRACEBACK_VARIABLE}=1"
         return _failed(message, EXIT_FAILED, as_json)
+
+
+def _storage_error(error: Exception) -> FleetuneError | None:
+    """Returns what to say of a full, broken or shut disk, which is no fault of the program; None for other errors."""
+    if not isinstance(error, OSError | sqlite3.Error):
+        return None
+    from fleetune.lab.disk import storage_error
+
+    return storage_error(error, None)
 
 
 def _wrong_usage(error: Exception, arguments: list[str], as_json: bool) -> int:

@@ -33,8 +33,8 @@ def print_line(text: str = "") -> None:
 
 def print_note(text: str) -> None:
     """Prints a line about what happens on stderr, so that stdout holds results only."""
-    # Nobody listening is no reason for a run to end.
-    with contextlib.suppress(BrokenPipeError):
+    # Nobody listening, a closed terminal or a log on a full disk is no reason for a run to end.
+    with contextlib.suppress(OSError):
         _write(sys.stderr, redacted(text))
         sys.stderr.flush()
 

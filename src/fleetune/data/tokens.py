@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fleetune.data.cutting import Cutting, WindowPool
 from fleetune.data.dataset import Dataset, hash_texts
 from fleetune.data.sequences import find_frame, lengths_of, make_sequences
-from fleetune.errors import DataError
+from fleetune.errors import DataError, StorageError
 
 FORMAT = 1
 TEXTS_AT_ONCE = 2_000
@@ -108,7 +108,8 @@ def tokenize(
         cutting: What becomes of longer texts; by default they are cut, of a pair the longer text.
 
     Raises:
-        DataError: If a text gives no tokens, `max_tokens` leaves no room, or the cache cannot be written.
+        DataError: If a text gives no tokens, or `max_tokens` leaves no room.
+        StorageError: If the cache cannot be written.
         RecipeError: If windows would leave tokens out, or texts are pairs and would be read in windows.
     """
     folder = cache / _key(dataset, tokenizer, max_tokens, model_id, cutting)
@@ -119,7 +120,10 @@ def tokenize(
     try:
         _write(arrays, folder)
     except OSError as error:
-        raise DataError(f"the tokens cannot be written to {folder}: {error.strerror or error}.") from None
+        raise StorageError(
+            f"the tokens cannot be written to {folder}: {error.strerror or error}.\n"
+            "Free some space there, or let it be written, then type the same command again"
+        ) from None
     tokens = open_tokens(folder)
     if tokens is None:
         raise DataError(f"the tokens just written to {folder} cannot be read back; check the disk.")

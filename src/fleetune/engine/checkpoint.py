@@ -1,11 +1,13 @@
-"""Writes a trial's state whole or not at all, and reads it back only if it is whole."""
+"""Writes tensors and facts so that they are on disk whole or not at all, and reads them back only if they are whole."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,30 +17,81 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STATE = "state.json"
+KINDS = ("last", "best")
+PARTIAL = ".partial"
+QUARANTINE = "quarantine"
+_ALIGNMENT = 8
+_TYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+
+
+@dataclass(frozen=True)
+class SavedFile:
+    """A file of tensors as it was written.
+
+    Attributes:
+        path: Where it lies below the folder of all trials, with `/`.
+        bytes: Its size.
+        sha256: Of its contents.
+    """
+
+    path: str
+    bytes: int
+    sha256: str
+
+    def is_whole(self, root: Path) -> bool:
+        """Returns whether the file is there and holds what was written."""
+        path = root / self.path
+        try:
+            return path.stat().st_size == self.bytes and _digest(path) == self.sha256
+        except OSError:
+            return False
+
+
+def save_tensors(root: Path, path: str, tensors: Mapping[str, Tensor]) -> SavedFile:
+    """Writes `tensors` to the file `path` below `root`, and returns what was written; it is on disk then."""
+    place = root / path
+    make_folder(place.parent)
+    beside = place.with_name(place.name + PARTIAL)
+    size, digest = _write_tensors(beside, tensors)
+    _put_in_place(beside, place)
+    return SavedFile(path, size, digest)
+
+
+def load_tensors(root: Path, file: SavedFile) -> dict[str, Tensor]:
+    """Returns the tensors of a file that was found whole."""
+    from safetensors.torch import load_file
+
+    return load_file(root / file.path)
 
 
 def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Writes `tensors` and `facts` to `folder`.
+    """Writes `tensors` and `facts` to `folder`, for whoever reads a trial that has ended.
 
-    The tensors go into a file named after the step; `state.json`, which names it with its SHA-256, is renamed into
-    place last. Until then the checkpoint before is the valid one.
+    The tensors go into a file named after their content; `state.json`, which names it with its SHA-256, is renamed into
+    place last. Until then what was there before is valid.
     """
-    from safetensors.torch import save
-
-    folder.mkdir(parents=True, exist_ok=True)
-    blob = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    digest = hashlib.sha256(blob).hexdigest()
+    make_folder(folder)
+    beside = folder / f"state{PARTIAL}"
+    _, digest = _write_tensors(beside, tensors)
     name = f"state-{digest[:16]}.safetensors"
-    write_whole(folder / name, blob)
+    _put_in_place(beside, folder / name)
     document = {**facts, "tensors": name, "sha256": digest}
     write_whole(folder / STATE, json.dumps(document, indent=1).encode())
-    for old in folder.glob("state-*.safetensors*"):
-        if old.name != name:
-            old.unlink(missing_ok=True)
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Returns the tensors and facts of `folder`; None where nothing was saved.
+    """Returns the tensors and facts that `save_checkpoint` wrote to `folder`; None where nothing was saved.
 
     Raises:
         RunError: If the checkpoint is damaged.
@@ -60,15 +113,117 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | 
     return load(blob), facts
 
 
+def final_files(trial: Path) -> list[Path]:
+    """Returns the files in a trial's folder that are for its readers: each `state.json`, and the tensors it names."""
+    found = []
+    for kind in KINDS:
+        state = trial / kind / STATE
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            tensors = state.with_name(str(json.loads(state.read_bytes())["tensors"]))
+            found += [state, tensors] if tensors.is_file() else [state]
+    return found
+
+
+def quarantine(root: Path, file: SavedFile) -> None:
+    """Moves a damaged file to its trial's folder `quarantine/`, if it is there and can be moved."""
+    place = root / file.path
+    aside = place.parents[1] / QUARANTINE
+    with suppress(OSError):
+        make_folder(aside)
+        place.replace(aside / f"{place.parent.name}-{place.name}")
+        _sync_folder(aside)
+
+
+def sweep(root: Path, trial: str, kept: set[str]) -> None:
+    """Removes what is left in a trial's `last/` and `best/` of checkpoints that never became valid or are outdated.
+
+    Args:
+        root: Folder of all trials.
+        trial: Which.
+        kept: Paths below `root` that stay; so does what is for readers.
+    """
+    stay = {path.name for path in final_files(root / trial)}
+    for kind in KINDS:
+        for path in (root / trial / kind).glob("state*"):
+            if path.name not in stay and f"{trial}/{kind}/{path.name}" not in kept:
+                path.unlink(missing_ok=True)
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Writes `data` to `path` so that it is there whole, or as it was before, whatever happens."""
-    beside = path.with_name(path.name + ".partial")
-    with beside.open("wb") as file:
+    beside = path.with_name(path.name + PARTIAL)
+    with _removed_on_failure(beside), beside.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    beside.replace(path)
-    _sync_folder(path.parent)
+    _put_in_place(beside, path)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it; they are on disk then."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        _sync_folder(folder.parent)
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
+    """Writes a safetensors file one tensor after the other, so that no second copy is in memory; returns size and hash.
+
+    The same tensors give the same bytes.
+    """
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    digest, size = hashlib.sha256(), 0
+    with _removed_on_failure(path), path.open("wb") as file:
+        for piece in _pieces(ordered):
+            file.write(piece)
+            digest.update(piece)
+            size += len(piece)
+        file.flush()
+        os.fsync(file.fileno())
+    return size, digest.hexdigest()
+
+
+def _pieces(ordered: list[tuple[str, Tensor]]) -> Iterator[bytes | memoryview[int]]:
+    yield _header(ordered)
+    for _, tensor in ordered:
+        yield _bytes_of(tensor)
+
+
+def _header(ordered: list[tuple[str, Tensor]]) -> bytes:
+    fields, start = {}, 0
+    for name, tensor in ordered:
+        end = start + tensor.numel() * tensor.element_size()
+        kind = _TYPES[str(tensor.dtype).removeprefix("torch.")]
+        fields[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(fields, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _bytes_of(tensor: Tensor) -> memoryview[int]:
+    import torch
+
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+@contextmanager
+def _removed_on_failure(path: Path) -> Iterator[None]:
+    """Removes a file if the block raises: on a full disk, what is half written takes the room of what follows."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _put_in_place(beside: Path, place: Path) -> None:
+    with _removed_on_failure(beside):
+        beside.replace(place)
+    _sync_folder(place.parent)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -77,3 +232,8 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,6 +13,8 @@ from fleetune.metrics import MetricName, check_metric
 Positive = Annotated[float, Field(gt=0.0)]
 Weight = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Precision = Literal["auto", "bf16", "fp32", "float64"]
+CHECKPOINT_SECONDS = 60.0
+"""Time between two checkpoints where a recipe says nothing of it."""
 OptimizerName = Literal["adamw", "paged_adamw_32bit", "adamw_8bit", "adafactor", "sgd"]
 
 

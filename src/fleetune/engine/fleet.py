@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,13 +16,16 @@ from numpy.typing import NDArray
 from fleetune.data.dataset import SplitName
 from fleetune.data.tokens import Tokens
 from fleetune.engine.backbone import Backbone
+from fleetune.engine.config import CHECKPOINT_SECONDS
+from fleetune.engine.cuts import Cuts
 from fleetune.engine.evaluation import predict_logits, shares_packs
 from fleetune.engine.events import Evaluated, Event, Failed, Finished, Stepped
+from fleetune.engine.generation import CheckpointStore
 from fleetune.engine.lanes import lanes
 from fleetune.engine.layout import even_runs, pack_texts
 from fleetune.engine.loss import batch_loss, class_weights
+from fleetune.engine.positions import check_positions
 from fleetune.engine.trial import Trial, TrialSpec
-from fleetune.errors import RecipeError
 from fleetune.metrics import evaluate
 from fleetune.runtime import device
 from fleetune.thresholds import validation_thresholds
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
 
 SLOTS = 1 << 20
 """More than a fleet has trials: slots of the parts of a trial's batch lie this far apart."""
-SECONDS_BETWEEN_SAVES = 300.0
-"""A trial whose evaluations lie further apart is saved this often besides."""
 
 
 @dataclass(frozen=True)
@@ -56,29 +56,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Returns whether `error` says that memory ran out, on a GPU or in the process."""
     words = "can't allocate memory", "not enough memory", "out of memory"
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
-
-
-def check_positions(backbone: Backbone, specs: Sequence[TrialSpec], tokens: Tokens) -> None:
-    """Does nothing if the longest text and what methods put to it fit the backbone's positions.
-
-    Raises:
-        RecipeError: If a text is too long, or has no room for the tokens or the prefix that a method puts to it.
-    """
-    limit, longest = backbone.max_positions, int(tokens.longest_sequences.max(initial=0))
-    if limit is None:
-        return
-    if longest > limit:
-        raise RecipeError(
-            f"a text has {longest} tokens, and {backbone.config.model} takes {limit}.\n"
-            f"Type: max_tokens = {limit} in [data]"
-        )
-    for method in (spec.method for spec in specs):
-        more = method.virtual_tokens + method.prefix_tokens
-        if longest + more > limit:
-            raise RecipeError(
-                f"a text has {longest} tokens, {method.kind} puts {more} to it, and this backbone takes {limit}.\n"
-                f"Type: max_tokens = {max(1, limit - more)}, or give {method.kind} fewer num_virtual_tokens"
-            )
 
 
 @dataclass(frozen=True)
@@ -114,7 +91,9 @@ class Fleet:
         backbone: The frozen model.
         specs: The trials.
         data: Their texts.
-        checkpoints: Folder of the trials' checkpoints, `ID/last` and `ID/best`; None keeps nothing on disk.
+        checkpoints: Keeps what a resume needs; None keeps nothing on disk.
+        checkpoint_seconds: How much of its time a fleet that is killed has to repeat at most.
+        is_stopped: Is asked between two micro-steps whether to save and end there.
 
     Raises:
         ValueError: If a trial cannot share the backbone's modules with the others.
@@ -122,17 +101,23 @@ class Fleet:
     """
 
     def __init__(
-        self, backbone: Backbone, specs: Sequence[TrialSpec], data: FleetData, checkpoints: Path | None = None
+        self,
+        backbone: Backbone,
+        specs: Sequence[TrialSpec],
+        data: FleetData,
+        checkpoints: CheckpointStore | None = None,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+        is_stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         if len(specs) > 1 and any(spec.method.installs for spec in specs):
             raise ValueError("a trial whose method changes the backbone's modules trains in a fleet of its own")
         check_positions(backbone, specs, data.tokens)
         self.backbone = backbone
         self.data = data
-        self.trials = [
-            Trial(spec, slot, backbone, data.splits["train"], None if checkpoints is None else checkpoints / spec.id)
-            for slot, spec in enumerate(specs)
-        ]
+        self.trials = [Trial(spec, slot, backbone, data.splits["train"]) for slot, spec in enumerate(specs)]
+        self._cuts = Cuts(checkpoints, checkpoint_seconds)
+        self._is_stopped = is_stopped
+        self._is_settled = False
         self._attached: dict[int, int] = {}
         self._pack_trials = len(specs)
         self._least_parts = 1
@@ -149,37 +134,52 @@ class Fleet:
         return int(self.backbone.model.config.num_labels)  # type: ignore[union-attr, arg-type]
 
     def train(self) -> Iterator[Event]:
-        """Yields what happens until every trial has finished or failed; resumes trials that have a checkpoint.
+        """Yields what happens until every trial has finished or failed, or `is_stopped`; goes on from a checkpoint.
 
-        Closing the iterator saves every trial that is under way.
+        A checkpoint is taken where every event before it has been dealt with and nothing is half done. Closing the
+        iterator takes none: what is done since the last one is repeated when the fleet is taken up.
         """
-        running = list(self.trials)
         try:
+            running, packing = self._cuts.take_up(self.trials)
+            self._pack_trials = packing.get("pack_trials", self._pack_trials)
+            self._least_parts = packing.get("least_parts", self._least_parts)
             for trial in running:
-                trial.resume()
                 self._attach(trial)
-        except BaseException:
-            # Nothing is saved: what was not yet resumed would take the place of what was.
+            yield from self._train(running)
+        finally:
             for trial in self.trials:
                 self._detach(trial)
-            raise
-        try:
-            while running:
-                if owed := [trial for trial in running if trial.owes_evaluation]:
-                    yield from self._evaluate(owed)
-                elif ended := [trial for trial in running if trial.is_over]:
-                    yield from self._finish(ended)
-                    running = [trial for trial in running if trial not in ended]
-                else:
-                    failed = yield from self._advance(running)
-                    running = [trial for trial in running if trial not in failed]
-        finally:
+
+    def _train(self, running: list[Trial]) -> Iterator[Event]:
+        while running:
+            self._is_settled = True
+            if (stopped := self._is_stopped()) or self._cuts.is_due:
+                self._cuts.save(running, self._packing)
+            if stopped:
+                return
             try:
-                for trial in running:
-                    trial.save()
-            finally:
-                for trial in self.trials:
-                    self._detach(trial)
+                running = yield from self._go_on(running)
+            except Exception as error:
+                # Two halves of the fleet may go on from here.
+                if self._is_settled and is_out_of_memory(error):
+                    self._cuts.save(running, self._packing)
+                raise
+        self._cuts.end()
+
+    @property
+    def _packing(self) -> dict[str, int]:
+        return {"pack_trials": self._pack_trials, "least_parts": self._least_parts}
+
+    def _go_on(self, running: list[Trial]) -> Generator[Event, None, list[Trial]]:
+        """Does what comes next for trials of which every one is between two micro-steps; returns who still runs."""
+        if owed := [trial for trial in running if trial.owes_evaluation]:
+            yield from self._evaluate(owed)
+            return running
+        if ended := [trial for trial in running if trial.is_over]:
+            yield from self._finish(ended)
+            return [trial for trial in running if trial not in ended]
+        failed = yield from self._advance(running)
+        return [trial for trial in running if trial not in failed]
 
     def _attach(self, trial: Trial, number: int = 0) -> None:
         leaves, method = trial.parameters.leaves(number), trial.spec.method
@@ -195,6 +195,7 @@ class Fleet:
         """Makes one micro-batch of every trial, and the optimizer steps that it completes; returns who failed."""
         started = time.monotonic()
         losses = self._backward(running)
+        self._is_settled = False
         failed: list[Trial] = []
         events: list[Event] = []
         for trial in running:
@@ -206,9 +207,6 @@ class Fleet:
                 events.append(self._step(trial))
         self._share_time(running, started)
         yield from events
-        for trial in running:
-            if trial not in failed and trial.micro_step == 0 and trial.seconds_since_save() > SECONDS_BETWEEN_SAVES:
-                trial.save()
         return failed
 
     def _backward(self, running: list[Trial]) -> dict[int, tuple[float, int, int]]:
@@ -238,13 +236,15 @@ class Fleet:
 
     def _backward_in_packs(self, running: list[Trial]) -> dict[int, tuple[float, int, int]]:
         results = {trial.slot: (0.0, 0, 0) for trial in running}
+        parts = dict.fromkeys(results, 1)
         done = lanes().map(self._backward_of, self._packs(running), self.backbone.serves_lanes)
         for part, loss in itertools.chain(*done):
             so_far, texts, tokens = results[part.trial.slot]
             more = int(self.data.tokens.lengths[part.texts].sum())
             results[part.trial.slot] = so_far + loss, texts + len(part.texts), tokens + more
+            parts[part.trial.slot] = max(parts[part.trial.slot], part.number + 1)
         for trial in running:
-            trial.parameters.gather_gradients()
+            trial.parameters.gather_gradients(parts[trial.slot])
         return results
 
     def _packs(self, running: list[Trial]) -> list[list[Part]]:
@@ -327,14 +327,14 @@ class Fleet:
             trial.progress.seconds += share
 
     def _evaluate(self, due: list[Trial]) -> Iterator[Event]:
-        """Evaluates trials on validation, all in one pass; saves each."""
+        """Evaluates trials on validation, all in one pass."""
         texts = self.data.splits.get("validation", np.empty(0, dtype=np.int64))
         started = time.monotonic()
         logits = predict_logits(self.backbone, due, self.data.tokens, texts) if len(texts) else {}
         seconds = (time.monotonic() - started) / len(due)
+        self._is_settled = False
         self._share_time(due, started)
         for trial in due:
-            # Only now: a trial that is saved before it is judged is to be evaluated again.
             trial.progress.evaluated_step = trial.progress.step
             if trial.slot in logits:
                 labels, own = self.data.labels[texts], logits[trial.slot]
@@ -346,34 +346,17 @@ class Fleet:
                 yield Evaluated(
                     trial.spec.id, trial.progress.step, trial.epoch, metrics, best, texts=len(texts), seconds=seconds
                 )
-        for trial in due:
-            trial.save()
 
     def _finish(self, ended: list[Trial]) -> Iterator[Event]:
         """Predicts validation and test with each trial's best parameters, and lets them go."""
         started = time.monotonic()
-        last = {trial.slot: trial.parameters.state() for trial in ended}
-        for trial in ended:
-            trial.restore_best()
-        predictions: dict[int, dict[SplitName, NDArray[np.float32]]] = {trial.slot: {} for trial in ended}
-        read = {trial.slot: 0 for trial in ended}
-        began = time.monotonic()
-        for split in ("validation", "test"):
-            texts = self.data.splits.get(split, np.empty(0, dtype=np.int64))
-            if not len(texts):
-                continue
-            known = {trial.slot: trial.best_logits for trial in ended if split == "validation"}
-            unknown = [trial for trial in ended if known.get(trial.slot) is None]
-            read |= {trial.slot: read[trial.slot] + len(texts) for trial in unknown}
-            for slot, logits in {**known, **predict_logits(self.backbone, unknown, self.data.tokens, texts)}.items():
-                assert logits is not None
-                predictions[slot][split] = logits
-        seconds_a_text = (time.monotonic() - began) / max(1, sum(read.values()))
+        predictions, read = self._predict(ended)
+        self._is_settled = False
+        seconds_a_text = (time.monotonic() - started) / max(1, sum(read.values()))
         self._share_time(ended, started)
         for trial in ended:
             trial.progress.finished = True
-            trial.parameters.load(last[trial.slot])
-            trial.save()
+            self._cuts.close(trial)
             self._detach(trial)
             yield Finished(
                 trial=trial.spec.id,
@@ -386,3 +369,29 @@ class Fleet:
                 evaluation_seconds=read[trial.slot] * seconds_a_text,
                 trained_tokens=trial.trained_tokens(self.data.tokens.lengths),
             )
+
+    def _predict(self, ended: list[Trial]) -> tuple[dict[int, dict[SplitName, NDArray[np.float32]]], dict[int, int]]:
+        """Returns by slot what the best parameters predict, and how many texts were read for it."""
+        last = {trial.slot: trial.parameters.state() for trial in ended}
+        predictions: dict[int, dict[SplitName, NDArray[np.float32]]] = {trial.slot: {} for trial in ended}
+        read = {trial.slot: 0 for trial in ended}
+        try:
+            for trial in ended:
+                trial.restore_best()
+            for split in ("validation", "test"):
+                texts = self.data.splits.get(split, np.empty(0, dtype=np.int64))
+                if not len(texts):
+                    continue
+                known = {trial.slot: trial.best_logits for trial in ended if split == "validation"}
+                unknown = [trial for trial in ended if known.get(trial.slot) is None]
+                read |= {trial.slot: read[trial.slot] + len(texts) for trial in unknown}
+                for slot, logits in {
+                    **known,
+                    **predict_logits(self.backbone, unknown, self.data.tokens, texts),
+                }.items():
+                    assert logits is not None
+                    predictions[slot][split] = logits
+        finally:
+            for trial in ended:
+                trial.parameters.load(last[trial.slot])
+        return predictions, read

@@ -72,7 +72,7 @@ class TrialOptimizer:
         return norm
 
     def state(self) -> dict[str, Tensor]:
-        """Returns a copy of the moments, step counts and whatever else the optimizer keeps."""
+        """Returns the moments, step counts and whatever else the optimizer keeps; no copies."""
         return {
             f"{number}.{name}": value
             for number, tensor in enumerate(self._stepped)

@@ -117,10 +117,10 @@ _RULES: dict[OptimizerName, Rule] = {
 
 
 def saved_state(optimizer: torch.optim.Optimizer, tensor: Tensor) -> dict[str, Tensor]:
-    """Returns a copy of what the optimizer keeps for one tensor; whole numbers as tensors of whole numbers."""
+    """Returns what the optimizer keeps for one tensor, not a copy; whole numbers as tensors of whole numbers."""
     kept = {name: value for name, value in optimizer.state.get(tensor, {}).items() if name not in _MADE_ANEW}
-    copied = {name: value.detach().clone() for name, value in kept.items() if isinstance(value, torch.Tensor)}
-    return copied | {name: torch.tensor(value) for name, value in kept.items() if isinstance(value, int)}
+    tensors = {name: value.detach() for name, value in kept.items() if isinstance(value, torch.Tensor)}
+    return tensors | {name: torch.tensor(value) for name, value in kept.items() if isinstance(value, int)}
 
 
 def load_state(optimizer: torch.optim.Optimizer, tensor: Tensor, saved: Mapping[str, Tensor]) -> None:

@@ -147,9 +147,12 @@ class TrialParameters:
         for own, kept in zip(self._leaves[0].gradients, gradients or (), strict=False):
             own.copy_(kept)
 
-    def gather_gradients(self) -> None:
-        """Adds the gradients of every part to those of `tensors`, in their order, and clears them."""
-        for extra in self._leaves[1:]:
+    def gather_gradients(self, parts: int) -> None:
+        """Adds the gradients of the `parts` that a batch had to those of `tensors`, in their order, and clears them.
+
+        Those of further parts, from another batch, are zero; but adding zero makes a negative zero a positive one.
+        """
+        for extra in self._leaves[1:parts]:
             for total, gradient in zip(self._leaves[0].gradients, extra.gradients, strict=True):
                 total.add_(gradient)
                 gradient.zero_()

@@ -18,6 +18,7 @@ from fleetune.engine.evaluation import shares_packs, tokens_in_one_pass
 from fleetune.engine.events import Evaluated, Event, Failed, Stepped
 from fleetune.engine.fleet import Fleet, FleetData
 from fleetune.engine.footprint import trained_bytes
+from fleetune.engine.generation import FolderCheckpoints
 from fleetune.engine.lanes import lanes
 from fleetune.engine.operations import training_operations
 from fleetune.engine.trial import TrialSpec, epoch_order
@@ -81,9 +82,9 @@ def probe(backbone: Backbone, method: Method, training: TrainingConfig, data: Fl
     )
     specs = [TrialSpec(f"probe-{number}", method, short, SEED) for number in range(trials)]
     taken = _Taken()
-    # With checkpoints as in a run: writing them takes memory, too.
+    # What a trial leaves is written as in a run.
     with TemporaryDirectory(prefix="fleetune-") as folder:
-        fleet = Fleet(backbone, specs, _few_texts(backbone, data, batch), Path(folder))
+        fleet = Fleet(backbone, specs, _few_texts(backbone, data, batch), FolderCheckpoints(Path(folder)))
         for event in fleet.train():
             taken.count(event, sum(trial.progress.seconds for trial in fleet.trials))
     evaluated = trials * int(data.tokens.lengths[fleet.data.splits["validation"]].sum())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from fleetune.engine.backbone import Backbone
-from fleetune.engine.checkpoint import load_checkpoint, save_checkpoint
+from fleetune.engine.checkpoint import SavedFile, load_tensors, save_checkpoint, save_tensors
 from fleetune.engine.config import TrainingConfig
 from fleetune.engine.dropout import Stream
+from fleetune.engine.generation import KEPT, TrialCut
 from fleetune.engine.optimizer import TrialOptimizer
 from fleetune.engine.parameters import TrialParameters
 from fleetune.engine.starts import plan_parameters
@@ -24,6 +26,9 @@ from fleetune.runtime import device, random_stream
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+PARAMETERS, OPTIMIZER, GRADIENTS, LOGITS = "parameters/", "optimizer/", "gradients/", "logits"
+"""Names, or their beginnings, of what lies in the files of a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -78,16 +83,12 @@ class Trial:
         slot: Its place in the fleet.
         backbone: The frozen model.
         train: Indices of the training texts.
-        folder: Where `last/` and `best/` go; None keeps nothing.
     """
 
-    def __init__(
-        self, spec: TrialSpec, slot: int, backbone: Backbone, train: NDArray[np.int64], folder: Path | None
-    ) -> None:
+    def __init__(self, spec: TrialSpec, slot: int, backbone: Backbone, train: NDArray[np.int64]) -> None:
         self.spec = spec
         self.slot = slot
         self.train = train
-        self.folder = folder
         self.parameters = TrialParameters(
             plan_parameters(backbone, spec.method, spec.seed), backbone.master_dtype, device()
         )
@@ -97,7 +98,7 @@ class Trial:
         self.best_logits: NDArray[np.float32] | None = None
         self.totals = StepTotals()
         self.micro_step = 0
-        self._saved_at = time.monotonic()
+        self._best_files: deque[tuple[int, SavedFile]] = deque(maxlen=KEPT)
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
     @property
@@ -186,7 +187,6 @@ class Trial:
         if better:
             progress.best_step, progress.best_value, progress.evaluations_without_gain = progress.step, value, 0
             self.best = self.parameters.state()
-            self._save_best()
         else:
             progress.evaluations_without_gain += 1
             patience = training.early_stopping_patience
@@ -198,60 +198,74 @@ class Trial:
         """Whether no step is left."""
         return self.progress.stopped_early or self.progress.step >= self.total_steps
 
-    def _save_best(self) -> None:
-        if self.folder is not None and self.best is not None:
-            save_checkpoint(self.folder / "best", self.best, self._facts())
+    def cut(self, root: Path, name: str) -> TrialCut:
+        """Writes everything a resume needs into files called after `name`, and returns what they are.
 
-    def save(self) -> None:
-        """Writes everything a resume needs to `last/`; a finished trial leaves its optimizer state out."""
-        self._saved_at = time.monotonic()
-        if self.folder is None:
-            return
-        tensors = {f"parameters/{name}": tensor for name, tensor in self.parameters.state().items()}
-        if not self.progress.finished:
-            tensors |= {f"optimizer/{name}": tensor for name, tensor in self.optimizer.state().items()}
+        A trial that is over leaves its optimizer's state out.
+        """
+        tensors = {f"{PARAMETERS}{key}": tensor for key, tensor in self.parameters.tensors.items()}
+        if not self.is_over:
+            tensors |= {f"{OPTIMIZER}{key}": tensor for key, tensor in self.optimizer.state().items()}
         if self.micro_step:
-            tensors |= {f"gradients/{name}": tensor for name, tensor in self.parameters.gradients().items()}
-        save_checkpoint(self.folder / "last", tensors, self._facts())
+            tensors |= {f"{GRADIENTS}{key}": tensor for key, tensor in self.parameters.gradients().items()}
+        last = save_tensors(root, f"{self.spec.id}/last/state-{name}.safetensors", tensors)
+        facts = {"progress": asdict(self.progress), "micro_step": self.micro_step, "totals": asdict(self.totals)}
+        return TrialCut(self.spec.id, facts, last, self._best_file(root, name))
 
-    def seconds_since_save(self) -> float:
-        """Returns how long ago `save` was called."""
-        return time.monotonic() - self._saved_at
+    def _best_file(self, root: Path, name: str) -> SavedFile | None:
+        """Returns a file of the best evaluation that the generation before does not use: one damaged file harms one."""
+        if self.best is None:
+            return None
+        step = self.progress.best_step
+        if len(self._best_files) == KEPT and self._best_files[0][0] == step:
+            file = self._best_files[0][1]
+        else:
+            tensors = {f"{PARAMETERS}{key}": tensor for key, tensor in self.best.items()}
+            if self.best_logits is not None:
+                tensors[LOGITS] = torch.from_numpy(self.best_logits)
+            file = save_tensors(root, f"{self.spec.id}/best/state-{name}.safetensors", tensors)
+        self._best_files.append((step, file))
+        return file
 
-    def _facts(self) -> dict[str, Any]:
+    def resume(self, cut: TrialCut, root: Path) -> None:
+        """Takes up the state that `cut` returned."""
+        tensors, facts = load_tensors(root, cut.last), cut.facts
+        self.parameters.load(_below(PARAMETERS, tensors))
+        self.optimizer.load(_below(OPTIMIZER, tensors))
+        self.progress = Progress(**facts["progress"])
+        self.micro_step, self.totals = facts["micro_step"], StepTotals(**facts["totals"])
+        for name, gradient in _below(GRADIENTS, tensors).items():
+            self.parameters.gradients()[name].copy_(gradient)
+        if cut.best is not None:
+            best = load_tensors(root, cut.best)
+            self.best = _below(PARAMETERS, best)
+            self.best_logits = best[LOGITS].numpy() if LOGITS in best else None
+            self._best_files.append((self.progress.best_step, cut.best))
+
+    def write_final(self, folder: Path) -> None:
+        """Writes what readers need of a trial that has ended: the same bytes, however often it was stopped."""
+        facts = self._final_facts()
+        if self.best is not None:
+            save_checkpoint(folder / "best", self.best, facts)
+        last = {f"{PARAMETERS}{name}": tensor for name, tensor in self.parameters.tensors.items()}
+        save_checkpoint(folder / "last", last, facts)
+
+    def _final_facts(self) -> dict[str, Any]:
+        progress: Mapping[str, Any] = asdict(self.progress)
         return {
             "trial": self.spec.id,
             "kind": self.spec.method.kind,
-            "progress": asdict(self.progress),
-            "micro_step": self.micro_step,
-            "totals": asdict(self.totals),
+            # Seconds are in the ledger.
+            "progress": {name: value for name, value in progress.items() if name != "seconds"},
         }
 
-    def resume(self) -> bool:
-        """Takes up the state in `last/` and `best/`; returns whether there was one."""
-        saved = None if self.folder is None else load_checkpoint(self.folder / "last")
-        if saved is None or self.folder is None:
-            return False
-        tensors, facts = saved
-        self.parameters.load(_below("parameters/", tensors))
-        self.optimizer.load(_below("optimizer/", tensors))
-        self.progress = Progress(**facts["progress"])
-        self.micro_step, self.totals = facts["micro_step"], StepTotals(**facts["totals"])
-        for name, gradient in _below("gradients/", tensors).items():
-            self.parameters.gradients()[name].copy_(gradient)
-        best = load_checkpoint(self.folder / "best")
-        if best is not None:
-            # A kill between the two saves leaves a best from after `last`: the steps to it are made again.
-            self.best = best[0]
-        return True
-
     def restore_best(self) -> None:
-        """Sets the parameters to those of the best evaluation."""
+        """Sets the parameters to those of the best evaluation, if there was one."""
         if self.best is not None:
             self.parameters.load(self.best)
 
 
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,12 @@ class RunFolder:
     def recipe(self) -> Path:
         """The recipe as resolved, frozen."""
         return self.path / "recipe.toml"
+
+    @property
+    def to_go_on(self) -> str:
+        """What to type so that a stopped run goes on."""
+        known = self.recipe.exists() and self.ledger.exists()
+        return f"fleetune run {shlex.quote(str(self.recipe))}" if known else "the same command again"
 
     @property
     def ledger(self) -> Path:

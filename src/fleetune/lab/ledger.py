@@ -6,16 +6,20 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import socket
 import sqlite3
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fleetune.errors import RunError, UserError
+from fleetune.errors import RunTakenOverError, UserError
+from fleetune.lab.database import open_for_reading, open_for_writing
+from fleetune.lab.disk import LEDGER, naming_faults
 from fleetune.lab.schema import check_version, migrate
 from fleetune.redaction import redacted
 
@@ -37,49 +41,103 @@ class Ledger:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._db = _connect(folder / "ledger.sqlite")
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.execute("PRAGMA foreign_keys = ON")
-        migrate(self._db)
+        self._db = open_for_writing(folder / LEDGER)
+        try:
+            migrate(self._db)
+        except BaseException:
+            self._db.close()
+            raise
         self._attempt = 0
+        self._unwritten: list[Stepped] = []
         self._last_commit = time.monotonic()
 
     def close(self) -> None:
         """Commits and closes the database."""
-        self._commit()
-        self._db.close()
+        try:
+            if self._unwritten:
+                with self.transaction():
+                    pass
+        finally:
+            self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Commits, as one, the steps before and all that is written to the ledger inside; nothing if that fails.
+
+        No other process can take the run up meanwhile. So files that are put in their place inside come from the
+        process that has the run, however long this one slept before.
+
+        Raises:
+            RunTakenOverError: If another process has taken the run up since.
+        """
+        if self._db.in_transaction:
+            yield self._db
+            return
+        # At once, and not with the first change: what is read here is then the newest, and stays it.
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._check_token()
+            self._write_steps()
+            yield self._db
+            self._db.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                self._db.rollback()
+            raise
+        self._unwritten.clear()
+        self._last_commit = time.monotonic()
+
+    def _check_token(self) -> None:
+        newest = self._db.execute("SELECT coalesce(max(id), 0) FROM attempts").fetchone()[0]
+        if self._attempt and newest != self._attempt:
+            self._unwritten.clear()
+            raise RunTakenOverError(
+                f"{self.folder} was taken over by another process; this one stops and writes nothing.\n"
+                f"Look with: fleetune status {shlex.quote(str(self.folder))}"
+            )
 
     def begin_attempt(self, environment: Mapping[str, Any]) -> int:
         """Records that this process takes the run up; returns its token. Trials left running become pending."""
         process = f"{os.getpid()} on {socket.gethostname()}"
-        with self._transaction():
+        with self.transaction():
             cursor = self._db.execute(
                 "INSERT INTO attempts (started, process, environment) VALUES (?, ?, ?)",
                 (_now(), process, redacted(_json(environment))),
             )
-            self._attempt = int(cursor.lastrowid or 0)
             self._db.execute("UPDATE trials SET status = 'pending' WHERE status = 'running'")
+        self._attempt = int(cursor.lastrowid or 0)
         return self._attempt
 
     def end_attempt(self, outcome: str) -> None:
         """Records how this process left the run: `done`, `failed` or `interrupted`."""
-        with self._transaction():
+        with self.transaction():
             self._db.execute(
                 "UPDATE attempts SET ended = ?, outcome = ? WHERE id = ?", (_now(), outcome, self._attempt)
             )
 
     def set_meta(self, **values: Any) -> None:
         """Stores facts of the whole run, as JSON."""
-        with self._transaction():
+        with self.transaction():
             rows = [(key, _json(value)) for key, value in values.items()]
             self._db.executemany("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", rows)
 
+    @property
+    def attempt(self) -> int:
+        """The token of this process's attempt, 0 before it."""
+        return self._attempt
+
     def add_trials(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Adds trials that are not there yet; settings, training and parameters are stored as JSON."""
-        with self._transaction():
+        """Adds trials and the fleets they train in; settings, training and parameters are stored as JSON."""
+        rows, fleets = list(rows), defaultdict[int, list[str]](list)
+        for row in rows:
+            fleets[row["fleet"]].append(row["id"])
+        with self.transaction():
             self._db.executemany(
-                "INSERT OR IGNORE INTO trials "
+                "INSERT INTO fleets (number, trials, origin) VALUES (?, ?, 'planned')",
+                [(number, _json(trials)) for number, trials in fleets.items()],
+            )
+            self._db.executemany(
+                "INSERT INTO trials "
                 "(id, position, fleet, name, entry, data, backbone, kind, settings, training, seed, parameters, "
                 "train_share, train_texts) VALUES (:id, :position, :fleet, :name, :entry, :data, :backbone, :kind, "
                 ":settings, :training, :seed, :parameters, :train_share, :train_texts)",
@@ -88,32 +146,40 @@ class Ledger:
 
     def start_trial(self, trial: str) -> None:
         """Marks a trial as running and forgets an earlier failure."""
-        with self._transaction():
+        with self.transaction():
             self._db.execute("UPDATE trials SET status = 'running', reason = NULL WHERE id = ?", (trial,))
             self._note(trial, "started", "")
 
     def record_step(self, event: Stepped) -> None:
         """Adds a step; a step that is repeated after a resume takes the place of the lost one."""
-        self._db.execute(
-            "INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (event.trial, event.step, self._attempt, event.epoch, _finite(event.loss), event.learning_rate,
-             _finite(event.gradient_norm), event.texts, event.tokens),
-        )  # fmt: skip
-        self._db.execute(
-            "UPDATE trials SET step = ?, total_steps = ? WHERE id = ?", (event.step, event.total_steps, event.trial)
-        )
+        self._unwritten.append(event)
         if time.monotonic() - self._last_commit > COMMIT_SECONDS:
-            self._commit()
+            with self.transaction():
+                pass
+
+    def _write_steps(self) -> None:
+        self._db.executemany(
+            "INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [(event.trial, event.step, self._attempt, event.epoch, _finite(event.loss), event.learning_rate,
+              _finite(event.gradient_norm), event.texts, event.tokens) for event in self._unwritten],
+        )  # fmt: skip
+        newest = {event.trial: event for event in self._unwritten}
+        self._db.executemany(
+            "UPDATE trials SET step = ?, total_steps = ? WHERE id = ?",
+            [(event.step, event.total_steps, trial) for trial, event in newest.items()],
+        )
 
     def record_evaluation(self, event: Evaluated) -> None:
-        """Adds every metric of one evaluation."""
-        with self._transaction():
+        """Adds every metric of one evaluation; one that is repeated after a resume is not counted twice."""
+        with self.transaction():
+            query = "SELECT 1 FROM metrics WHERE trial = ? AND step = ? LIMIT 1"
+            if self._db.execute(query, (event.trial, event.step)).fetchone() is None:
+                self._add_evaluated(event.trial, event.texts, event.seconds)
             self._db.executemany(
                 "INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?, ?, ?)",
                 [(event.trial, event.step, name, _finite(value), event.epoch, event.best)
                  for name, value in event.metrics.items()],
             )  # fmt: skip
-            self._add_evaluated(event.trial, event.texts, event.seconds)
 
     def evaluations_of(self, trial: str) -> int:
         """Returns how many evaluations a trial had in all attempts; one that was made twice counts once."""
@@ -129,7 +195,10 @@ class Ledger:
         serving_operations: float | None = None,
     ) -> None:
         """Marks a trial as done. Its files are in the ledger before, so that a done trial is never without them."""
-        with self._transaction():
+        with self.transaction():
+            if self._status(event.trial) == "done":
+                # Repeated after a kill; all of it is known.
+                return
             self._db.execute(
                 "UPDATE trials SET status = 'done', reason = NULL, step = ?, best_step = ?, stopped_early = ?, "
                 "seconds = ?, peak_bytes = ?, bundle_bytes = ?, operations = ?, serving_operations = ? WHERE id = ?",
@@ -159,7 +228,7 @@ class Ledger:
     def fail_trial(self, trial: str, reason: str) -> None:
         """Marks a trial as failed, with its reason."""
         reason = redacted(reason)
-        with self._transaction():
+        with self.transaction():
             self._db.execute("UPDATE trials SET status = 'failed', reason = ? WHERE id = ?", (reason, trial))
             self._note(trial, "failed", reason)
 
@@ -168,13 +237,13 @@ class Ledger:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         name = path.relative_to(self.folder).as_posix()
-        with self._transaction():
+        with self.transaction():
             row = (name, trial, kind, path.stat().st_size, digest)
             self._db.execute("INSERT OR REPLACE INTO artifacts VALUES (?, ?, ?, ?, ?)", row)
 
     def note(self, kind: str, detail: str, trial: str | None = None) -> None:
         """Adds a line to the run's diary."""
-        with self._transaction():
+        with self.transaction():
             self._note(trial, kind, detail)
 
     def statuses(self) -> dict[str, str]:
@@ -189,26 +258,17 @@ class Ledger:
         """Returns id and name of each trial in order."""
         return [(row["id"], row["name"]) for row in self._db.execute("SELECT id, name FROM trials ORDER BY position")]
 
+    def rows(self, query: str, *values: Any) -> list[Row]:
+        """Returns the rows of a SELECT statement, with what is not yet committed."""
+        return self._db.execute(query, values).fetchall()
+
+    def _status(self, trial: str) -> str | None:
+        row = self._db.execute("SELECT status FROM trials WHERE id = ?", (trial,)).fetchone()
+        return None if row is None else str(row["status"])
+
     def _note(self, trial: str | None, kind: str, detail: str) -> None:
         row = (self._attempt, _now(), trial, kind, redacted(detail))
         self._db.execute("INSERT INTO events (attempt, time, trial, kind, detail) VALUES (?, ?, ?, ?, ?)", row)
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """Commits what is done inside, and the steps before it. A process whose attempt is not the newest may not."""
-        try:
-            yield
-            newest = self._db.execute("SELECT coalesce(max(id), 0) FROM attempts").fetchone()[0]
-            if self._attempt and newest != self._attempt:
-                raise RunError(f"{self.folder} was taken over by another process; this one stops and writes nothing")
-        except BaseException:
-            self._db.rollback()
-            raise
-        self._commit()
-
-    def _commit(self) -> None:
-        self._db.commit()
-        self._last_commit = time.monotonic()
 
 
 class LedgerReader:
@@ -216,16 +276,23 @@ class LedgerReader:
 
     Raises:
         UserError: If `folder` holds no run.
+        StorageError: If the ledger cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
-        path = folder / "ledger.sqlite"
-        if not path.is_file():
-            raise UserError(
-                f"{folder} holds no run (it has no ledger.sqlite).\nType: fleetune run RECIPE --out {folder}"
-            )
-        self._db = _connect(path, read_only=True)
-        check_version(self._db)
+        self._folder = folder
+        path = folder / LEDGER
+        with naming_faults(folder):
+            if not path.is_file():
+                raise UserError(
+                    f"{folder} holds no run (it has no ledger.sqlite).\nType: fleetune run RECIPE --out {folder}"
+                )
+            self._db = open_for_reading(path)
+            try:
+                check_version(self._db)
+            except BaseException:
+                self._db.close()
+                raise
 
     def __enter__(self) -> LedgerReader:
         return self
@@ -235,7 +302,8 @@ class LedgerReader:
 
     def rows(self, query: str, *values: Any) -> list[Row]:
         """Returns the rows of a SELECT statement."""
-        return self._db.execute(query, values).fetchall()
+        with naming_faults(self._folder):
+            return self._db.execute(query, values).fetchall()
 
     def meta(self) -> dict[str, Any]:
         """Returns the facts of the whole run."""
@@ -245,22 +313,6 @@ class LedgerReader:
 def value_of(row: Row, column: str, otherwise: Any = None) -> Any:
     """Returns what `row` has in `column`; `otherwise` where an older version made the ledger, without that column."""
     return dict(zip(row.keys(), row, strict=True)).get(column, otherwise)
-
-
-def _connect(path: Path, read_only: bool = False) -> sqlite3.Connection:
-    try:
-        if not read_only:
-            connection = sqlite3.connect(path, timeout=10.0)
-        else:
-            address = f"{path.resolve().as_uri()}?mode=ro"
-            writable = os.access(path.parent, os.W_OK)
-            # Without write access SQLite cannot make the shared index of a WAL database, and nobody writes there.
-            connection = sqlite3.connect(address if writable else f"{address}&immutable=1", uri=True, timeout=10.0)
-        connection.row_factory = sqlite3.Row
-        connection.execute("PRAGMA user_version")
-    except sqlite3.DatabaseError as error:
-        raise UserError(f"{path} is not a readable ledger: {error}") from None
-    return connection
 
 
 def _now() -> str:

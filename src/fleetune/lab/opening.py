@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
+import sqlite3
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import tomli_w
@@ -14,13 +16,13 @@ import tomli_w
 from fleetune.data.gate import TooManyBadRowsError, quarantine_csv
 from fleetune.data.writing import write_text
 from fleetune.engine.checkpoint import write_whole
-from fleetune.errors import RecipeError
+from fleetune.errors import RecipeError, RunError, StorageError
 from fleetune.lab.folder import RunFolder
 from fleetune.lab.inputs import Inputs, gather_inputs
 from fleetune.lab.ledger import Ledger
 from fleetune.lab.overrides import Document
 from fleetune.lab.plan import Trial
-from fleetune.lab.recipe import TRACK, Recipe, resolved
+from fleetune.lab.recipe import PATHS, SAVING, TRACK, Recipe, resolved
 from fleetune.lab.signals import RunInterrupted
 from fleetune.redaction import redacted
 from fleetune.runtime import environment
@@ -56,14 +58,17 @@ def open_ledger(place: RunFolder, inputs: Inputs, command: str | None) -> Iterat
             raise RecipeError(_other_recipe(place, inputs))
         ledger.begin_attempt(environment())
         try:
-            if not known:
-                _freeze(place, inputs, ledger, command)
-            else:
-                _freeze_presentation(place, inputs.recipe, ledger)
+            with ledger.transaction():
+                if not known:
+                    _freeze(place, inputs, ledger, command)
+                else:
+                    _freeze_presentation(place, inputs.recipe, ledger)
             yield ledger
         except BaseException as error:
-            stopped = isinstance(error, RunInterrupted | KeyboardInterrupt)
-            ledger.end_attempt("interrupted" if stopped else "failed")
+            stopped = isinstance(error, RunInterrupted | KeyboardInterrupt | StorageError | OSError | sqlite3.Error)
+            # The error itself must reach the user, also where the disk is full or another process has the run.
+            with suppress(RunError, sqlite3.Error):
+                ledger.end_attempt("interrupted" if stopped else "failed")
             raise
         ledger.end_attempt("failed" if "failed" in ledger.statuses().values() else "done")
     finally:
@@ -99,7 +104,19 @@ def _freeze(place: RunFolder, inputs: Inputs, ledger: Ledger, command: str | Non
 
 
 def _freeze_recipe(place: RunFolder, recipe: Recipe, ledger: Ledger) -> None:
-    _freeze_document(place, resolved(recipe), ledger)
+    _freeze_document(place, _movable(resolved(recipe), place.path), ledger)
+
+
+def _movable(document: Document, folder: Path) -> Document:
+    """Returns the recipe with paths of data that lie in the run's own folder relative to it, so that it may move."""
+    inside = folder.resolve()
+
+    def moved(key: str, value: Any) -> Any:
+        is_inside = key in PATHS and isinstance(value, str) and Path(value).is_relative_to(inside)
+        return Path(value).relative_to(inside).as_posix() if is_inside else value
+
+    data = [{key: moved(key, value) for key, value in entry.items()} for entry in document["data"]]
+    return {**document, "data": data}
 
 
 def _freeze_document(place: RunFolder, frozen: Document, ledger: Ledger) -> None:
@@ -108,22 +125,23 @@ def _freeze_document(place: RunFolder, frozen: Document, ledger: Ledger) -> None
 
 
 def _freeze_presentation(place: RunFolder, recipe: Recipe, ledger: Ledger) -> None:
-    """Takes over what changes no trial: what asks for other trackers, slices or costs must hold after a stop, too."""
+    """Takes over what changes no trial: other trackers, slices, costs or checkpoints must hold after a stop, too."""
     frozen = _frozen(place)
-    wanted = _with_presentation(frozen, json.loads(json.dumps(resolved(recipe))))
+    wanted = _with_presentation(frozen, json.loads(json.dumps(_movable(resolved(recipe), place.path))))
     if wanted != frozen:
         _freeze_document(place, wanted, ledger)
     ledger.set_meta(cost=recipe.cost)
 
 
 def _with_presentation(frozen: Document, new: Document) -> Document:
-    """Returns the frozen recipe with the trackers, slices and cost of `new`; its names are the ledger's, and stay."""
+    """Returns the frozen recipe with what of `new` changes no trial; its names are the ledger's, and stay."""
     if not frozen:
         return new
     tracked = {TRACK: new[TRACK]} if TRACK in new else {}
     rest = {key: value for key, value in frozen.items() if key not in (TRACK, "data", "compare")}
     data = [_with_slices(old, own) for old, own in zip(frozen.get("data", []), new["data"], strict=False)]
-    return {**tracked, "data": data, **rest, "compare": new["compare"]}
+    training = {**frozen.get("training", {}), SAVING: new["training"][SAVING]}
+    return {**tracked, "data": data, **rest, "training": training, "compare": new["compare"]}
 
 
 def _with_slices(old: Document, new: Document) -> Document:
@@ -159,7 +177,7 @@ def _row(trial: Trial, position: int, fleet: int, inputs: Inputs) -> dict[str, A
 
 def _other_recipe(place: RunFolder, inputs: Inputs) -> str:
     """Returns the refusal of a folder that holds another run, with the first thing that differs."""
-    wanted = json.loads(json.dumps(resolved(inputs.recipe)))
+    wanted = json.loads(json.dumps(_movable(resolved(inputs.recipe), place.path)))
     old, new = _flat(_with_presentation(_frozen(place), wanted)), _flat(wanted)
     differing = [key for key in [*new, *old] if old.get(key) != new.get(key)]
     what = f"{differing[0]} differs" if differing else "the texts of the data have changed since"

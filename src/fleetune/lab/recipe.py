@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from fleetune import methods
 from fleetune.compare.costs import Cost
 from fleetune.data.config import DataConfig
-from fleetune.engine.config import BackboneConfig, TrainingConfig
+from fleetune.engine.config import CHECKPOINT_SECONDS, BackboneConfig, TrainingConfig
 from fleetune.errors import RecipeError
 from fleetune.lab.method_entries import MethodEntry, method_document, method_entry
 from fleetune.lab.overrides import Document, apply_overrides
@@ -23,9 +23,22 @@ from fleetune.redaction import holds_login
 
 TABLES = ("data", "backbone", "training", "method", "compare")
 TRACK = "track"
+SAVING = "checkpoint_seconds"
+"""Stands in [training], and is no setting of a trial: it changes neither what one is nor what comes of it."""
 EMBEDDED = "embedded:"
+PATHS = ("path", "train", "validation", "test")
+"""Keys of `[data]` that name files."""
 
 Named = TypeVar("Named", DataConfig, BackboneConfig)
+
+
+class SavingConfig(BaseModel):
+    """How often a run saves itself; nothing that is trained hangs on it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    checkpoint_seconds: float = Field(default=CHECKPOINT_SECONDS, ge=0.0, allow_inf_nan=False)
+    """Time between two checkpoints of a fleet: what a run that is killed does again at most."""
 
 
 class CompareConfig(BaseModel):
@@ -51,6 +64,7 @@ class Recipe:
         name: Name of the recipe: its file's stem.
         track: The trackers that show its trials while they train; no part of what a trial is.
         cost: By which cost the cheapest of equals is recommended; no part of what a trial is either.
+        checkpoint_seconds: Time between two checkpoints; no part of what a trial is either.
     """
 
     base: Path
@@ -61,6 +75,7 @@ class Recipe:
     name: str = "experiment"
     track: tuple[str, ...] = ()
     cost: Cost = "trainable"
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
 
     @property
     def metric(self) -> str:
@@ -98,7 +113,10 @@ def recipe_from(document: Document, base: Path, source: str, name: str = "experi
     training = document.get("training", {})
     if not isinstance(training, dict):
         raise RecipeError(f"{source}: training is a table; write [training] above its keys")
-    refuse_unknown(training, [*TrainingConfig.model_fields, "seeds"], f"{source}: [training]")
+    refuse_unknown(training, [*TrainingConfig.model_fields, "seeds", SAVING], f"{source}: [training]")
+    own = {key: value for key, value in training.items() if key == SAVING}
+    saving = checked(SavingConfig, own, f"{source}: [training]")
+    training = {key: value for key, value in training.items() if key != SAVING}
     entries = _tables(document, "method", source)
     if not entries:
         raise RecipeError(f'{source}: no method is given; add [[method]] and below it kind = "lora"')
@@ -113,7 +131,7 @@ def recipe_from(document: Document, base: Path, source: str, name: str = "experi
     if not isinstance(compare, dict):
         raise RecipeError(f"{source}: compare is a table; write [compare] above its keys")
     cost = checked(CompareConfig, compare, f"{source}: [compare]").cost
-    return Recipe(base.resolve(), data, backbones, found, document, name, track, cost)
+    return Recipe(base.resolve(), data, backbones, found, document, name, track, cost, saving.checkpoint_seconds)
 
 
 def resolved(recipe: Recipe) -> Document:
@@ -123,7 +141,8 @@ def resolved(recipe: Recipe) -> Document:
         **({TRACK: list(recipe.track)} if recipe.track else {}),
         "data": [_absolute(config, recipe.base) for config in recipe.data],
         "backbone": [config.model_dump(mode="json", exclude_none=True) for config in recipe.backbones],
-        "training": {"seeds": list((trained or recipe.methods)[0].seeds), "metric": recipe.metric},
+        "training": {"seeds": list((trained or recipe.methods)[0].seeds), "metric": recipe.metric,
+                     SAVING: recipe.checkpoint_seconds},
         "compare": {"cost": recipe.cost},
         "method": [method_document(configuration, entry) for entry in recipe.methods
                    for configuration in entry.configurations],
@@ -231,7 +250,7 @@ def _found_from(base: Path, config: BackboneConfig) -> BackboneConfig:
 
 def _absolute(config: DataConfig, base: Path) -> Document:
     document = config.model_dump(mode="json", exclude_none=True)
-    for key in ("path", "train", "validation", "test"):
+    for key in PATHS:
         if key in document and not document[key].startswith(EMBEDDED):
             document[key] = str((base / Path(document[key]).expanduser()).resolve())
     return document

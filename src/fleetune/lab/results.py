@@ -17,6 +17,7 @@ from fleetune.compare.held_out import HeldOutTexts, TestUse
 from fleetune.compare.result import TrialResult, TrialStatus
 from fleetune.data.dataset import are_known
 from fleetune.errors import RunError, UserError
+from fleetune.lab.disk import storage_error
 from fleetune.lab.folder import RunFolder
 from fleetune.lab.held_out import KeptTexts
 from fleetune.lab.ledger import LedgerReader, Row, value_of
@@ -191,6 +192,8 @@ def _refusing_damage(folder: Path) -> Iterator[None]:
     try:
         yield
     except DAMAGE as error:
+        if isinstance(error, sqlite3.Error | OSError) and (named := storage_error(error, folder)) is not None:
+            raise named from None
         first = (str(error).strip().splitlines() or [""])[0]
         raise RunError(
             f"{folder} cannot be read: its ledger, or a file that it names, is damaged "

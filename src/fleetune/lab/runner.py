@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-import shlex
+import sqlite3
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fleetune.data.dataset import Dataset
 from fleetune.data.tokens import Tokens
+from fleetune.engine.checkpoint import final_files
 from fleetune.engine.events import Evaluated, Event, Failed, Finished, Stepped
 from fleetune.engine.fleet import FleetData, is_out_of_memory
 from fleetune.engine.optimizers import optimizer_notes
 from fleetune.engine.trial import TrialSpec
-from fleetune.errors import MethodError, RecipeError, UserError
+from fleetune.errors import MethodError, RecipeError, RunTakenOverError, StorageError, UserError
+from fleetune.lab.checkpoints import FleetCheckpoints, remove_leftovers
 from fleetune.lab.costs import TextCosts, costs_of
-from fleetune.lab.executors.base import BackboneFacts, Executor, FleetJob
+from fleetune.lab.disk import naming_faults, storage_error
+from fleetune.lab.division import Division, OpenFleet
+from fleetune.lab.executors.base import BackboneFacts, Executor, FleetJob, StartedFleet
 from fleetune.lab.executors.local import LocalExecutor
+from fleetune.lab.filesystem import refuse_network
 from fleetune.lab.folder import RunFolder
 from fleetune.lab.held_out import holds, write_held_out
 from fleetune.lab.inputs import Inputs, audit_with, tokens_for
 from fleetune.lab.ledger import Ledger
 from fleetune.lab.lock import RunLock
-from fleetune.lab.notices import FleetOpened, RunOpened, Said, Watch, unwatched
+from fleetune.lab.notices import FleetOpened, Noted, RunOpened, Said, Watch, unwatched
 from fleetune.lab.opening import gather_for_run, open_ledger
-from fleetune.lab.plan import FleetPlan, Trial
+from fleetune.lab.plan import FleetPlan
 from fleetune.lab.predictions import write_predictions
 from fleetune.lab.recipe import Recipe
 from fleetune.lab.signals import RunInterrupted, StopRequest
@@ -60,33 +66,54 @@ def run(
         MissingExtraError: If the recipe names a tracker whose package is not installed.
         UserError: If the recipe, its data or a backbone cannot be used, or the folder holds another recipe's run.
         RunLockedError: If another process works on the folder.
+        RunTakenOverError: If another process took the run up while this one slept.
+        StorageError: If a disk is full, broken, read-only or shut; what was saved is whole, and the run can go on.
         RunInterrupted: If Ctrl-C or SIGTERM stopped it; what was trained is saved.
     """
-    started, place, tally = time.monotonic(), RunFolder(folder), Tally()
-    place.refuse_foreign()
-    tracking = Tracking(recipe.track, watch, draw)
+    place = RunFolder(folder)
+    with naming_faults(folder), StopRequest(place) as stop:
+        refuse_network(folder)
+        place.refuse_foreign()
+        return _run_until_stopped(
+            recipe, place, Tracking(recipe.track, watch, draw), watch, executor or LocalExecutor(), command, stop
+        )
+
+
+def _run_until_stopped(
+    recipe: Recipe,
+    place: RunFolder,
+    tracking: Tracking,
+    untracked: Watch,
+    executor: Executor,
+    command: str | None,
+    stop: StopRequest,
+) -> RunSummary:
+    started, tally = time.monotonic(), Tally()
     begin_peak()
-    watch(Said("reading and auditing the data"))
+    untracked(Said("reading and auditing the data"))
     if is_busy():
-        watch(Said("other programs keep this machine busy: training will be slower"))
+        untracked(Said("other programs keep this machine busy: training will be slower"))
     inputs = gather_for_run(recipe, place)
-    folder.mkdir(parents=True, exist_ok=True)
+    place.path.mkdir(parents=True, exist_ok=True)
     with (
         # The trackers are waited for when all else is over: a signal leaves little time to save trials.
         tracking as watch,
-        StopRequest() as stop,
-        RunLock(folder),
+        RunLock(place.path),
         open_ledger(place, inputs, command) as ledger,
     ):
         before = ledger.statuses()
-        watch(RunOpened(folder, inputs.plan, before, recipe.metric))
-        now = _Run(inputs, place, ledger, executor or LocalExecutor(), watch, stop, tally)
-        for number, fleet in enumerate(inputs.plan.fleets):
-            now.train(number, fleet)
+        division = Division(ledger, place.trials.name)
+        inputs = replace(inputs, plan=division.as_recorded(inputs.plan))
+        watch(RunOpened(place.path, inputs.plan, before, recipe.metric))
+        division.retry_failed()
+        remove_leftovers(ledger, place.trials, before)
+        now = _Run(inputs, place, ledger, division, executor, watch, stop, tally)
+        for number in range(len(inputs.plan.fleets)):
+            now.train(number)
         after = ledger.statuses()
     skipped = sum(status == "done" for status in before.values())
     return RunSummary(
-        folder=folder,
+        folder=place.path,
         done=sum(status == "done" for status in after.values()) - skipped,
         failed=sum(status == "failed" for status in after.values()),
         skipped=skipped,
@@ -105,64 +132,106 @@ class _Run:
     inputs: Inputs
     place: RunFolder
     ledger: Ledger
+    division: Division
     executor: Executor
     watch: Watch
     stop: StopRequest
     tally: Tally
     kept: set[str] = field(default_factory=set)
 
-    def train(self, number: int, fleet: FleetPlan) -> None:
-        """Trains the fleet's trials that are not done; what goes wrong in it stays in it."""
-        statuses = self.ledger.statuses()
-        todo = [trial for trial in fleet.trials if statuses[trial.id] != "done"]
-        if todo:
-            self._train(number, fleet, todo)
-        else:
-            self._keep_held_out(fleet, None)
+    def train(self, number: int) -> None:
+        """Trains what of the plan's fleet `number` is not done; what goes wrong in it stays in it."""
+        fleets = self.division.open_fleets(number)
+        for fleet in fleets:
+            self._train(fleet)
+        if not fleets:
+            self._keep_held_out(self.inputs.plan.fleets[number], None)
 
-    def _train(self, number: int, fleet: FleetPlan, todo: list[Trial]) -> None:
-        """Trains `todo` together; where memory does not suffice for that, one half after the other."""
+    def _train(self, fleet: OpenFleet) -> None:
+        """Trains a fleet; where memory does not suffice for that, one half after the other."""
         self._stop_if_asked()
-        running, too_large = {trial.id for trial in todo}, False
+        fleet, checkpoints = self._taken_up(fleet)
+        generation = checkpoints.latest()
+        running = fleet.trials if generation is None else tuple(generation.ids)
+        done = self._done()
+        if done.issuperset(running):
+            self._keep_held_out(self.inputs.plan.fleets[fleet.number], None)
+            checkpoints.end()
+            return
+        left, too_large = list(running), False
         try:
-            for event in self._events(number, fleet, todo):
+            for event in self._events(fleet.number, self._plan_of(running), checkpoints, done):
                 if isinstance(event, Finished | Failed):
-                    running.discard(event.trial)
+                    left.remove(event.trial)
+            checkpoints.end()
         except (UserError, RunInterrupted) as error:
             # What does not fit one fleet must not stop the others; where nothing is trained yet, it is said at once.
             fitting = isinstance(error, MethodError | RecipeError) and "done" in self.ledger.statuses().values()
             if not fitting:
                 raise
-            self._fail(running, error)
-        except Exception as error:  # noqa: BLE001  memory ran out, or a fault of ours: the other fleets go on
-            too_large = is_out_of_memory(error) and len(running) > 1
+            self._fail(left, error)
+        except (RunTakenOverError, StorageError, sqlite3.Error):
+            raise
+        except Exception as error:  # memory ran out, or a fault of ours: the other fleets go on
+            # What ends a run ends no trial: these wait until it goes on.
+            self._stop_if_asked()
+            if storage_error(error, self.place.path) is not None:
+                raise
+            too_large = is_out_of_memory(error) and len(left) > 1
             if not too_large:
-                self._fail(running, error)
+                self._fail(left, error)
         if too_large:
             # Not in the handler: the error holds the fleet that is too large.
             give_back()
-            left = [trial for trial in todo if trial.id in running]
-            middle = len(left) // 2
             self.watch(Said(f"memory does not suffice for {len(left)} trials together: they go on in two fleets"))
-            self._train(number, fleet, left[:middle])
-            self._train(number, fleet, left[middle:])
+            for half in self.division.divide(fleet, left, checkpoints.latest()):
+                self._train(half)
 
-    def _fail(self, trials: set[str], error: Exception) -> None:
+    def _taken_up(self, fleet: OpenFleet) -> tuple[OpenFleet, FleetCheckpoints]:
+        """Returns a fleet and its checkpoints; where none is whole any more, what is not done of it begins anew."""
+        checkpoints = self._checkpoints(fleet)
+        checkpoints.latest()
+        if not checkpoints.was_lost:
+            return fleet, checkpoints
+        left = [trial for trial in fleet.trials if trial not in self._done()]
+        self.watch(Noted(f"no whole checkpoint is left: {len(left)} trials begin anew"))
+        fleet = self.division.begin_afresh(fleet, left)
+        return fleet, self._checkpoints(fleet)
+
+    def _checkpoints(self, fleet: OpenFleet) -> FleetCheckpoints:
+        return FleetCheckpoints(
+            self.ledger, self.place.trials, fleet.id, fleet.trials, lambda line: self.watch(Noted(line))
+        )
+
+    def _done(self) -> set[str]:
+        return {trial for trial, status in self.ledger.statuses().items() if status == "done"}
+
+    def _plan_of(self, trials: Sequence[str]) -> FleetPlan:
+        by_id = {trial.id: trial for trial in self.inputs.plan.trials}
+        return FleetPlan(tuple(by_id[trial] for trial in trials))
+
+    def _fail(self, trials: Sequence[str], error: Exception) -> None:
+        """Records what stopped a fleet; from its last checkpoint it can still go on."""
         said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         reason = said.strip().splitlines()[0]
-        for trial_id in sorted(trials):
+        for trial_id in sorted(set(trials) - self._done()):
             self.ledger.fail_trial(trial_id, reason)
             self.watch(Failed(trial_id, 0, reason))
 
-    def _events(self, number: int, fleet: FleetPlan, todo: list[Trial]) -> Iterator[Event]:
-        """Yields what happens in the fleet, each event after it is in the ledger."""
+    def _events(self, number: int, fleet: FleetPlan, checkpoints: FleetCheckpoints, done: set[str]) -> Iterator[Event]:
+        """Yields what happens in the fleet, each event after it is in the ledger.
+
+        Trials that were `done` after the checkpoint that it goes on from keep the others company to where they ended;
+        nobody is told again.
+        """
+        todo = [trial for trial in fleet.trials if trial.id not in done]
         fleets = len(self.inputs.plan.fleets)
         name = fleet.backbone.name
         doing = f"loading {name}" if fleet.reads_model else f"fitting {fleet.trials[0].name}"
         self.watch(Said(f"{doing} for fleet {number + 1} of {fleets}"))
         tokens = self._tokens(fleet)
         self._keep_held_out(fleet, tokens)
-        started = self.executor.start(self._job(fleet, todo, tokens))
+        started = self.executor.start(self._job(fleet, tokens, checkpoints))
         self._record_backbone(fleet, started.facts, tokens)
         for trial in todo:
             self.ledger.start_trial(trial.id)
@@ -171,17 +240,20 @@ class _Run:
         for note in optimizer_notes(trial.training for trial in todo):
             self.watch(Said(note))
         shape = self.inputs.shapes[fleet.data.name, fleet.backbone.name]
-        method_of = {trial.id: trial.method for trial in todo}
+        method_of = {trial.id: trial.method for trial in fleet.trials}
         dataset = self.inputs.dataset(fleet)
         costs = costs_of(shape, dataset, tokens)
         began = time.monotonic()
         try:
-            for event in self._until_stopped(started.events):
-                self._record(event, dataset, method_of[event.trial], costs)
-                if not fleet.is_baseline:
-                    self.tally.count(event, shape, method_of[event.trial], costs.tokens)
-                self.watch(event)
-                yield event
+            # Closed at once, not when an error's traceback is let go: the run must still be open then.
+            with closing(self._until_stopped(started)) as events:
+                for event in events:
+                    self._record(event, dataset, method_of[event.trial], costs)
+                    if not fleet.is_baseline:
+                        self.tally.count(event, shape, method_of[event.trial], costs.tokens)
+                    if event.trial not in done:
+                        self.watch(event)
+                    yield event
         finally:
             if started.facts.precision is not None and not fleet.is_baseline:
                 self.tally.count_time(time.monotonic() - began, started.facts.precision)
@@ -190,9 +262,10 @@ class _Run:
         """Returns the fleet's texts as tokens, and completes the audit with what they show."""
         prepared, folder = self.inputs.prepared[fleet.data.name], self._data_folder(fleet)
         tokens = tokens_for(prepared, fleet.backbone, fleet.data, folder / "tokens")
-        prepared.write(folder, audit_with(prepared.audit, fleet.data, tokens))
-        for name in ("audit.json", "quarantine.csv", "splits.parquet"):
-            self.ledger.add_artifact(folder / name, "data")
+        with self.ledger.transaction():
+            prepared.write(folder, audit_with(prepared.audit, fleet.data, tokens))
+            for name in ("audit.json", "quarantine.csv", "splits.parquet"):
+                self.ledger.add_artifact(folder / name, "data")
         return tokens
 
     def _keep_held_out(self, fleet: FleetPlan, tokens: Tokens | None) -> None:
@@ -202,25 +275,29 @@ class _Run:
             return
         path, dataset = self.place.held_out(self._data_folder(fleet)), self.inputs.prepared[name].dataset
         if not holds(path, dataset):
-            write_held_out(path, dataset, tokens or self._tokens(fleet))
-            self.ledger.add_artifact(path, "data")
+            tokens = tokens or self._tokens(fleet)
+            with self.ledger.transaction():
+                write_held_out(path, dataset, tokens)
+                self.ledger.add_artifact(path, "data")
         self.kept.add(name)
 
     def _data_folder(self, fleet: FleetPlan) -> Path:
         return self.place.data(fleet.data.name, len(self.inputs.prepared) == 1)
 
-    def _job(self, fleet: FleetPlan, todo: list[Trial], tokens: Tokens) -> FleetJob:
+    def _job(self, fleet: FleetPlan, tokens: Tokens, checkpoints: FleetCheckpoints) -> FleetJob:
         dataset = self.inputs.dataset(fleet)
         return FleetJob(
             backbone=fleet.backbone,
             num_labels=dataset.num_labels,
             precision=fleet.precision,
-            specs=tuple(TrialSpec(trial.id, trial.method, trial.training, trial.seed) for trial in todo),
+            specs=tuple(TrialSpec(trial.id, trial.method, trial.training, trial.seed) for trial in fleet.trials),
             data=FleetData(tokens, dataset.labels, dataset.splits),
             dataset=dataset,
             max_tokens=fleet.data.max_tokens,
-            checkpoints=self.place.trials,
+            checkpoints=checkpoints,
             labels=tuple(dataset.label_names),
+            checkpoint_seconds=self.inputs.recipe.checkpoint_seconds,
+            is_stopped=lambda: self.stop.signal_number is not None,
         )
 
     def _record_backbone(self, fleet: FleetPlan, facts: BackboneFacts, tokens: Tokens) -> None:
@@ -228,24 +305,23 @@ class _Run:
         found = {**asdict(facts), "tokens": tokens.folder.relative_to(self.place.path).as_posix()}
         self.ledger.set_meta(backbones={**known, **{trial.id: found for trial in fleet.trials}})
 
-    def _until_stopped(self, events: Iterator[Event]) -> Iterator[Event]:
+    def _until_stopped(self, started: StartedFleet) -> Generator[Event, None, None]:
         """Yields the events; when the run is asked to stop, lets the fleet save itself first."""
-        try:
-            for event in events:
-                yield event
+        with self.stop.between_steps():
+            try:
+                for event in started.events:
+                    yield event
+                    if not started.heeds_stop:
+                        self._stop_if_asked()
                 self._stop_if_asked()
-        finally:
-            close = getattr(events, "close", None)
-            if close is not None:
-                close()
+            finally:
+                close = getattr(started.events, "close", None)
+                if close is not None:
+                    close()
 
     def _stop_if_asked(self) -> None:
         if self.stop.signal_number is not None:
-            raise RunInterrupted(
-                f"stopped; what was trained is saved in {self.place.path}.\n"
-                f"To go on type: fleetune run {shlex.quote(str(self.place.recipe))}",
-                self.stop.signal_number,
-            )
+            raise self.stop.interruption()
 
     def _record(self, event: Event, dataset: Dataset, method: Method, costs: TextCosts) -> None:
         match event:
@@ -256,24 +332,26 @@ class _Run:
             case Failed():
                 self.ledger.fail_trial(event.trial, event.reason)
             case Finished():
-                path = self.place.predictions(event.trial)
-                write_predictions(path, dataset, event.predictions)
-                self.ledger.add_artifact(path, "predictions", event.trial)
-                for saved in sorted(path.parent.glob("*/state*")):
-                    self.ledger.add_artifact(saved, saved.parent.name, event.trial)
-                self.ledger.finish_trial(
-                    event,
-                    peak_bytes(),
-                    _classifier_bytes(path.parent),
-                    costs.of_trial(method, event.trained_tokens, self.ledger.evaluations_of(event.trial)),
-                    costs.of_serving(method),
-                )
+                # As one: a process that lost the run puts no predictions in the place of another's.
+                with self.ledger.transaction():
+                    self._record_finished(event, dataset, method, costs)
+
+    def _record_finished(self, event: Finished, dataset: Dataset, method: Method, costs: TextCosts) -> None:
+        path = self.place.predictions(event.trial)
+        write_predictions(path, dataset, event.predictions)
+        self.ledger.add_artifact(path, "predictions", event.trial)
+        for saved in final_files(path.parent):
+            self.ledger.add_artifact(saved, saved.parent.name, event.trial)
+        self.ledger.finish_trial(
+            event,
+            peak_bytes(),
+            _classifier_bytes(path.parent),
+            costs.of_trial(method, event.trained_tokens, self.ledger.evaluations_of(event.trial)),
+            costs.of_serving(method),
+        )
 
 
 def _classifier_bytes(trial: Path) -> int | None:
     """Returns the size of the trained tensors as they are saved, None where nothing was saved."""
-    for name in ("best", "last"):
-        sizes = [file.stat().st_size for file in (trial / name).glob("*.safetensors")]
-        if sizes:
-            return sum(sizes)
-    return None
+    sizes = {file.parent.name: file.stat().st_size for file in final_files(trial) if file.suffix == ".safetensors"}
+    return sizes.get("best", sizes.get("last"))

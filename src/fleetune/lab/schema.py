@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
 
 from fleetune.errors import UserError
 
@@ -106,7 +107,42 @@ ALTER TABLE trials ADD COLUMN evaluation_seconds REAL;
 {TEST_USES}
 """
 
-MIGRATIONS: tuple[str, ...] = (_VERSION_1, _VERSION_2)
+_VERSION_3 = """
+-- Trials that train together. What runs together decides last digits: a division once made holds until all have ended.
+CREATE TABLE fleets (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    number INTEGER NOT NULL,            -- of the fleet of the plan that it comes from
+    trials TEXT NOT NULL,               -- JSON: ids in the order in which they run
+    origin TEXT NOT NULL CHECK (origin IN ('planned', 'divided', 'retried', 'afresh')),
+    is_open INTEGER NOT NULL DEFAULT 1  -- 0: its trials have ended, or go on in other fleets
+) STRICT;
+
+INSERT INTO fleets (number, trials, origin)
+SELECT fleet, json_group_array(id), 'planned'
+FROM (SELECT id, fleet FROM trials WHERE status <> 'done' ORDER BY position) GROUP BY fleet ORDER BY fleet;
+
+-- One row a checkpoint of a fleet: all its trials under way, at the same micro-step.
+CREATE TABLE generations (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    fleet INTEGER NOT NULL REFERENCES fleets (id),
+    attempt INTEGER NOT NULL,
+    time TEXT NOT NULL,
+    trials TEXT NOT NULL,               -- JSON: id and facts of each trial under way, in their order
+    packing TEXT NOT NULL               -- JSON
+) STRICT;
+
+CREATE TABLE checkpoints (
+    generation INTEGER NOT NULL REFERENCES generations (id) ON DELETE CASCADE,
+    trial TEXT NOT NULL,
+    kind TEXT NOT NULL CHECK (kind IN ('last', 'best')),
+    path TEXT NOT NULL,                 -- relative to the run folder
+    bytes INTEGER NOT NULL,
+    sha256 TEXT NOT NULL,
+    PRIMARY KEY (generation, trial, kind)
+) STRICT, WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_VERSION_1, _VERSION_2, _VERSION_3)
 """Script number n takes a ledger from version n to version n + 1; the version is SQLite's `user_version`."""
 
 SCHEMA_VERSION = len(MIGRATIONS)
@@ -115,12 +151,37 @@ SCHEMA_VERSION = len(MIGRATIONS)
 def migrate(connection: sqlite3.Connection) -> None:
     """Brings the ledger to this version's schema, each migration whole or not at all.
 
+    Args:
+        connection: Begins no transactions of itself (`isolation_level=None`).
+
     Raises:
         UserError: If the ledger was written by a newer version.
     """
-    version = check_version(connection)
-    for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
-        connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;")
+    while check_version(connection) < SCHEMA_VERSION:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            # Only now: another process may have migrated it meanwhile.
+            version = check_version(connection)
+            if version < SCHEMA_VERSION:
+                for statement in statements(MIGRATIONS[version]):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {version + 1}")
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.rollback()
+            raise
+
+
+def statements(script: str) -> Iterator[str]:
+    """Yields the statements of `script` one by one: as a whole, Python would commit before it and after a failure."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+    if statement.strip():
+        yield statement
 
 
 def check_version(connection: sqlite3.Connection) -> int:

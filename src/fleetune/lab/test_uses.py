@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from fleetune.compare.held_out import TestUse
 from fleetune.compare.summary import scored_split
+from fleetune.lab.filesystem import network_type
 from fleetune.lab.folder import RunFolder
 from fleetune.lab.ledger import LedgerReader
 from fleetune.lab.schema import TEST_USES
@@ -31,6 +32,8 @@ def log_test_use(folder: Path, command: str, metric: str, configurations: int) -
         metric: Name of the metric.
         configurations: How many configurations are scored.
     """
+    if network_type(folder) is not None:
+        return False
     row = (datetime.now(UTC).isoformat(timespec="milliseconds"), command, metric, configurations)
     address = f"{RunFolder(folder).ledger.resolve().as_uri()}?mode=rw"
     try:

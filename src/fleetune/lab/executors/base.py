@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from fleetune.data.dataset import Dataset
@@ -13,6 +13,7 @@ from fleetune.engine.events import Event
 
 if TYPE_CHECKING:
     from fleetune.engine.fleet import FleetData
+    from fleetune.engine.generation import CheckpointStore
     from fleetune.engine.trial import TrialSpec
 
 
@@ -28,8 +29,10 @@ class FleetJob:
         data: Their texts.
         dataset: The same as strings, for baselines.
         max_tokens: Length at which texts are cut.
-        checkpoints: Folder of the trials' checkpoints.
+        checkpoints: Keeps the fleet's checkpoints, and knows the one to go on from.
         labels: Their names in the order of the outputs.
+        checkpoint_seconds: Time between two checkpoints.
+        is_stopped: Whether the fleet is to save and end as soon as it can.
     """
 
     backbone: BackboneConfig
@@ -39,8 +42,10 @@ class FleetJob:
     data: FleetData
     dataset: Dataset
     max_tokens: int
-    checkpoints: Path
+    checkpoints: CheckpointStore
     labels: tuple[str, ...] = ()
+    checkpoint_seconds: float = math.inf
+    is_stopped: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True)
@@ -64,10 +69,18 @@ class BackboneFacts:
 
 @dataclass(frozen=True)
 class StartedFleet:
-    """A fleet that trains while its events are read; closing `events` saves every trial under way."""
+    """A fleet that trains while its events are read.
+
+    Attributes:
+        facts: What loading the backbone found out.
+        events: What happens, each before what follows from it.
+        heeds_stop: Whether the events end by themselves, with all of it saved, when the job `is_stopped`; else whoever
+            reads them stops reading.
+    """
 
     facts: BackboneFacts
     events: Iterator[Event]
+    heeds_stop: bool = False
 
 
 class Executor(Protocol):

@@ -32,8 +32,8 @@ class LocalExecutor:
         if isinstance(job.specs[0].method, Baseline):
             return self._start_baseline(job, job.specs[0].method)
         backbone = self._load(job)
-        fleet = Fleet(backbone, job.specs, job.data, checkpoints=job.checkpoints)
-        return StartedFleet(facts_of(backbone, job.specs), fleet.train())
+        fleet = Fleet(backbone, job.specs, job.data, job.checkpoints, job.checkpoint_seconds, job.is_stopped)
+        return StartedFleet(facts_of(backbone, job.specs), fleet.train(), heeds_stop=True)
 
     def _start_baseline(self, job: FleetJob, baseline: Baseline) -> StartedFleet:
         from fleetune.engine.backbone import load_tokenizer

@@ -1,0 +1,124 @@
+"""Opens a run's database: for its one writer with all that makes it durable, for readers wherever it lies."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import tempfile
+from contextlib import closing
+from pathlib import Path
+
+from fleetune.errors import StorageError, UserError
+from fleetune.lab.disk import LEDGER, primary_code, storage_error
+from fleetune.lab.filesystem import network_type
+
+BUSY_SECONDS = 30.0
+"""Nobody but a program outside Fleetune holds a ledger longer."""
+UNSHARED = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PERM)
+"""How SQLite says that it cannot make, or lock, the index of the WAL that processes share."""
+
+
+def open_for_writing(path: Path) -> sqlite3.Connection:
+    """Returns a connection whose commits survive a loss of power; it begins no transactions of itself.
+
+    Raises:
+        UserError: If the file is no database.
+        StorageError: If it is damaged, or cannot be written safely.
+    """
+    left_open = _has_content(_wal(path))
+    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+    try:
+        connection.row_factory = sqlite3.Row
+        # A file system that has no memory for processes to share leaves the mode as it was, and says so only here.
+        if (mode := connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]) != "wal":
+            raise StorageError(
+                f"{path} cannot have a write-ahead log there (journal_mode is '{mode}').\n"
+                "Give a folder on a disk of this machine: --out DIR"
+            )
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA fullfsync = ON")  # macOS: fsync alone leaves what it wrote to the drive's cache
+        connection.execute("PRAGMA foreign_keys = ON")
+        if left_open:
+            _check(connection, path)
+    except BaseException as error:
+        connection.close()
+        if isinstance(error, sqlite3.DatabaseError):
+            raise _unreadable(path, error) from None
+        raise
+    return connection
+
+
+def open_for_reading(path: Path) -> sqlite3.Connection:
+    """Returns a connection that reads, also beside a living writer, in a read-only folder or on a network.
+
+    Raises:
+        UserError: If the file is no database.
+        StorageError: If it cannot be read.
+    """
+    try:
+        connection = _open_where_it_lies(path)
+    except sqlite3.DatabaseError as error:
+        raise _unreadable(path, error) from None
+    connection.row_factory = sqlite3.Row
+    return connection
+
+
+def _open_where_it_lies(path: Path) -> sqlite3.Connection:
+    address = path.resolve().as_uri()
+    if network_type(path.parent) is None:
+        try:
+            return _read_only(f"{address}?mode=ro")
+        except sqlite3.OperationalError as error:
+            if primary_code(error) not in UNSHARED:
+                raise
+    if not _has_content(_wal(path)):
+        # All is in the file itself, and nobody can write it here.
+        return _read_only(f"{address}?immutable=1")
+    return _copied_to_memory(path)
+
+
+def _read_only(address: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS)
+    try:
+        connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _copied_to_memory(path: Path) -> sqlite3.Connection:
+    """Returns the database with what is in its log only, which SQLite would have to write to read."""
+    with tempfile.TemporaryDirectory(prefix="fleetune-") as folder:
+        copy = Path(folder) / LEDGER
+        shutil.copyfile(path, copy)
+        shutil.copyfile(_wal(path), _wal(copy))
+        connection = sqlite3.connect(":memory:")
+        with closing(sqlite3.connect(copy)) as source:
+            source.backup(connection)
+    return connection
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    """Looks through a ledger that a killed process left, or that was copied: later it would cost hours of training."""
+    (said,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if said != "ok":
+        error = sqlite3.DatabaseError(" ".join(said.split()))
+        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise _unreadable(path, error)
+
+
+def _unreadable(path: Path, error: sqlite3.DatabaseError) -> Exception:
+    named = storage_error(error, path.parent)
+    return named or UserError(f"{path} is not a readable ledger: {error}")
+
+
+def _wal(path: Path) -> Path:
+    return path.with_name(path.name + "-wal")
+
+
+def _has_content(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False

@@ -1,0 +1,155 @@
+"""The bench itself: the shim sees every call, a run makes the same ones each time, and faults do what they say."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.faults.bench import Bench
+from tests.faults.shim import Action, Event, Fault, Kind, read_log
+
+SHORT_WRITER = """
+import os, sys
+from pathlib import Path
+from tests.faults.shim import Fault, Shim
+
+folder, log = map(Path, sys.argv[1:3])
+Shim().arm(folder, log, Fault(*map(int, sys.argv[3:])))
+with (folder / "a").open("wb") as file:
+    file.write(b"1" * 100)
+    file.flush()
+    os.fsync(file.fileno())
+(folder / "a").rename(folder / "b")
+"""
+WRITER = """
+import os, shutil, sqlite3, sys
+from pathlib import Path
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+from safetensors.numpy import save_file
+from tests.faults.shim import Fault, Shim
+
+folder, log = map(Path, sys.argv[1:3])
+Shim().arm(folder, log, Fault(*map(int, sys.argv[3:])))
+os.path.exists("/begin")
+with (folder / "a").open("wb") as file:
+    file.write(b"1" * 100)
+    file.flush()
+    os.fsync(file.fileno())
+(folder / "a").rename(folder / "b")
+(folder / "sub" / "deep").mkdir(parents=True)
+shutil.copy(folder / "b", folder / "sub" / "c")
+os.chdir(folder)
+Path("sub/c").chmod(0o600)
+np.save("n.npy", np.arange(10))
+save_file({"t": np.zeros(8, np.float32)}, folder / "s.safetensors")
+pyarrow.parquet.write_table(pyarrow.table({"x": [1, 2]}), "p.parquet")
+database = sqlite3.connect("d.sqlite")
+database.execute("PRAGMA journal_mode = WAL")
+database.execute("CREATE TABLE t (x)")
+database.commit()
+database.close()
+os.truncate("b", 10)
+os.link("b", "l")
+shutil.rmtree(folder / "sub")
+os.path.exists("/end")
+"""
+CALLS = {
+    "write": Kind.WRITE,
+    "pwrite64": Kind.WRITE,
+    "writev": Kind.WRITE,
+    "sendfile": Kind.WRITE,
+    "copy_file_range": Kind.WRITE,
+    "fsync": Kind.SYNC,
+    "fdatasync": Kind.SYNC,
+    "ftruncate": Kind.TRUNCATE,
+    "truncate": Kind.TRUNCATE,
+    "fallocate": Kind.TRUNCATE,
+    "rename": Kind.RENAME,
+    "unlink": Kind.UNLINK,
+    "unlinkat": Kind.UNLINK,
+    "rmdir": Kind.UNLINK,
+    "mkdir": Kind.MKDIR,
+    "link": Kind.LINK,
+    "chmod": Kind.CHMOD,
+    "fchmod": Kind.CHMOD,
+    "fchmodat": Kind.CHMOD,
+    "openat": Kind.OPEN,
+    "open": Kind.OPEN,
+}
+
+
+def write_files(
+    library: Path, folder: Path, *fault: int, program: str = SHORT_WRITER, before: tuple[str, ...] = ()
+) -> tuple[int, list[Event]]:
+    """Returns exit code and events of a process that writes files."""
+    folder.mkdir()
+    log = folder.with_suffix(".log")
+    command = [*before, sys.executable, "-c", program, str(folder.resolve()), str(log), *map(str, fault)]
+    environment = {**os.environ, "LD_PRELOAD": str(library)}
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    return done.returncode, read_log(log)
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="no strace to compare the shim with")
+def test_the_shim_counts_the_system_calls_that_strace_sees(library: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    strace = ("strace", "-f", "-y", "-o", str(trace), "-e", f"trace=stat,newfstatat,{','.join(CALLS)}")
+    code, events = write_files(library, tmp_path / "files", program=WRITER, before=strace)
+    assert code == 0
+    folder, seen, inside = str(tmp_path / "files"), [], False
+    for line in trace.read_text().splitlines():
+        call = line.split(None, 1)[1].partition("(")[0]
+        inside = '"/begin"' in line or (inside and '"/end"' not in line)
+        path = folder in line or re.search(r'\("|AT_FDCWD[^,]*, "[^/]', line)
+        reads = call in ("open", "openat") and not re.search("O_WRONLY|O_RDWR|O_CREAT", line)
+        if inside and call in CALLS and path and not reads and ".log>" not in line:
+            seen.append(CALLS[call])
+    assert [event.kind for event in events] == seen
+    assert set(seen) == set(CALLS.values())
+
+
+def test_a_fault_happens_where_it_is_told_to(library: Path, tmp_path: Path) -> None:
+    _, events = write_files(library, tmp_path / "whole")
+    first = next(event.number for event in events if event.kind is Kind.WRITE)
+    sizes = {}
+    for action in (Action.KILL_BEFORE, Action.KILL_INSIDE, Action.KILL_AFTER):
+        code, before = write_files(library, tmp_path / action.name, action, first)
+        assert (code, before) == (-signal.SIGKILL, events[:first])
+        sizes[action] = (tmp_path / action.name / "a").stat().st_size
+    assert list(sizes.values()) == [0, 50, 100]
+    code, before = write_files(library, tmp_path / "refused", Action.FAIL, first, first, errno.EIO)
+    # Python tries again when it closes the file.
+    assert code == 1 and before[:first] == events[:first] and {event.path for event in before[first:]} <= {"a"}
+    code, before = write_files(library, tmp_path / "full", Action.FILL, first, 2**63, errno.ENOSPC, Kind.WRITE)
+    assert code == 1 and before[-1].number == first + 1
+
+
+def test_a_run_makes_the_same_calls_each_time(bench: Bench) -> None:
+    with bench.folder() as folder:
+        again = bench.attempt(folder).events
+    assert list(map(_named, again)) == list(map(_named, bench.reference[1]))
+    touched = {event.path.partition("/")[0] for event in again}
+    assert {"ledger.sqlite-wal", "trials", "data"} <= touched
+
+
+def test_a_halved_write_is_followed_by_the_rest(bench: Bench) -> None:
+    """The kernel may take a part of what it is given at any write."""
+    with bench.folder() as folder:
+        ended = bench.attempt(folder, Fault(Action.HALVE, 1, 2**63))
+        assert len(ended.events) > 1.2 * bench.events
+        bench.check_end(folder, "writes that are taken by halves")
+
+
+def _named(event: Event) -> tuple[Kind, str]:
+    """Returns kind and path; names drawn at random, and digests of files that say how long something took, left out."""
+    return event.kind, re.sub(r"\.[a-z0-9_]{8}(?=/|$)|[0-9a-f]{16}", "*", event.path)

@@ -1,0 +1,228 @@
+"""Which trials train together once a run was stopped, and from which of their checkpoints they go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleetune.engine.checkpoint import SavedFile
+from fleetune.engine.events import Event, Finished
+from fleetune.engine.generation import CheckpointStore, Generation, TrialCut
+from fleetune.errors import RunError
+from fleetune.lab.checkpoints import FleetCheckpoints, remove_leftovers
+from fleetune.lab.executors.base import FleetJob
+from fleetune.lab.ledger import Ledger, LedgerReader
+from fleetune.lab.notices import Noted
+from fleetune.lab.recipe import Recipe, load_recipe
+from fleetune.lab.runner import run
+from fleetune.lab.status import read_status
+from tests.unit.test_runner import FakeExecutor, SmallMachine
+
+
+class _Killed(BaseException):
+    """Ends a run as a kill would, but that its ledger is closed."""
+
+
+def die() -> None:
+    raise _Killed
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+def killed(recipe: Recipe, folder: Path, executor: FakeExecutor) -> None:
+    with pytest.raises(_Killed):
+        run(recipe, folder, executor=executor)
+
+
+def sizes(executor: FakeExecutor) -> list[int]:
+    return [len(job) for job in executor.jobs]
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 9), (9, 1)])
+def test_a_division_holds_whatever_memory_is_free_later(
+    write_recipe: Callable[..., Path], folder: Path, monkeypatch: pytest.MonkeyPatch, before: int, after: int
+) -> None:
+    recipe, expected = load_recipe(write_recipe()), min(4, before)
+    monkeypatch.setattr("fleetune.lab.inputs.fits", lambda shape, trials, available: len(trials) <= before)
+    first = FakeExecutor({"head": die})
+    killed(recipe, folder, first)
+    monkeypatch.setattr("fleetune.lab.inputs.fits", lambda shape, trials, available: len(trials) <= after)
+    again = FakeExecutor()
+    assert run(recipe, folder, executor=again).done == (2 if before == 1 else 4)
+    assert set(sizes(first)) | set(sizes(again)) == {expected}
+
+
+def test_a_fleet_that_was_halved_stays_so(write_recipe: Callable[..., Path], folder: Path) -> None:
+    class Dying(SmallMachine):
+        def _events(self, job: FleetJob) -> Iterator[Event]:
+            for event in super()._events(job):
+                if len(self.jobs) == 2:
+                    raise _Killed
+                yield event
+
+    recipe, first, again = load_recipe(write_recipe()), Dying(3), FakeExecutor()
+    killed(recipe, folder, first)
+    assert sizes(first) == [4, 2]
+    assert run(recipe, folder, executor=again).done == 4
+    assert sizes(again) == [2, 2]
+    assert again.jobs[0] == first.jobs[1]
+
+
+def test_what_failed_by_itself_is_tried_again_when_the_run_has_ended(
+    write_recipe: Callable[..., Path], folder: Path
+) -> None:
+    recipe = load_recipe(write_recipe(method=[{"kind": "full"}, {"kind": "head"}]))
+    first, second, third, fourth = FakeExecutor({"full": "nan", "head": die}), *(FakeExecutor() for _ in range(3))
+    killed(recipe, folder, first)
+    summary = run(recipe, folder, executor=second)
+    assert second.jobs == first.jobs[2:]
+    assert [trial.status for trial in read_status(folder).trials] == ["failed", "failed", "done", "done"]
+    assert (summary.done, summary.failed) == (2, 2)
+    assert run(recipe, folder, executor=third).done == 2
+    assert third.jobs == first.jobs[:2]
+    run(recipe, folder, executor=fourth)
+    assert fourth.jobs == []
+
+
+class Saving(FakeExecutor):
+    """Saves itself after each evaluation; a trial is over and told so at once where its kind is `ends`."""
+
+    def __init__(self, dies_after: int | None = None, ends: str = "") -> None:
+        super().__init__()
+        self.dies_after, self.ends, self.saves = dies_after, ends, 0
+
+    def _events(self, job: FleetJob) -> Iterator[Event]:
+        running = [spec.id for spec in job.specs]
+        kinds = {spec.id: spec.method.kind for spec in job.specs}
+        for number, event in enumerate(super()._events(job)):
+            yield event
+            if isinstance(event, Finished):
+                running.remove(event.trial)
+            elif number % 8 == 7:
+                self.saves += 1
+                save(job.checkpoints, [trial for trial in running if kinds[trial] != self.ends])
+                if self.saves == self.dies_after:
+                    raise _Killed
+
+
+def save(store: CheckpointStore, trials: list[str]) -> Generation:
+    """Writes and commits a generation whose files hold their own name."""
+    name = store.new_name()
+    cuts = []
+    for trial in trials:
+        files = {}
+        for kind in ("last", "best"):
+            path = f"{trial}/{kind}/state-{name}.safetensors"
+            (store.root / path).parent.mkdir(parents=True, exist_ok=True)
+            (store.root / path).write_text(path)
+            files[kind] = SavedFile(path, len(path), hashlib.sha256(path.encode()).hexdigest())
+        cuts.append(TrialCut(trial, {"progress": {"step": 1}}, files["last"], files["best"]))
+    generation = Generation(tuple(cuts), {"pack_trials": 3})
+    store.commit(generation)
+    return generation
+
+
+def test_a_fleet_goes_on_with_those_that_its_checkpoint_has_under_way(
+    write_recipe: Callable[..., Path], folder: Path
+) -> None:
+    recipe, first, again = load_recipe(write_recipe()), Saving(dies_after=2, ends="head"), FakeExecutor()
+    killed(recipe, folder, first)
+    run(recipe, folder, executor=again)
+    assert again.jobs == [first.jobs[0][:2]]
+    assert not list((folder / "trials").glob("*/*/state-*")), "checkpoints go when all have ended"
+
+
+@pytest.mark.parametrize("damaged", ["newest", "all"])
+def test_damage_is_told_noted_and_put_aside(write_recipe: Callable[..., Path], folder: Path, damaged: str) -> None:
+    recipe, again, lines = load_recipe(write_recipe()), FakeExecutor(), []
+    killed(recipe, folder, Saving(dies_after=3))
+    files = sorted((folder / "trials").glob("*/last/state-*"), key=lambda path: path.name)
+    assert len(files) == 8, "two checkpoints of four trials"
+    for file in files[-1:] if damaged == "newest" else (files[0], files[-1]):
+        file.write_text("x" * file.stat().st_size)
+    run(recipe, folder, lambda one: lines.append(one.text) if isinstance(one, Noted) else None, again)
+    assert sizes(again) == [4]
+    assert len(lines) == (1 if damaged == "newest" else 3)
+    assert "is damaged" in lines[0] and "\n" not in lines[0]
+    assert damaged == "newest" or lines[2] == "no whole checkpoint is left: 4 trials begin anew"
+    with LedgerReader(folder) as ledger:
+        noted = ledger.rows("SELECT trial FROM events WHERE kind = 'checkpoint damaged'")
+    aside = list((folder / "trials").glob("*/quarantine/*"))
+    assert sorted(path.parents[1].name for path in aside) == sorted(row["trial"] for row in noted)
+    assert len(aside) == (1 if damaged == "newest" else 2)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    opened = Ledger(tmp_path)
+    opened.begin_attempt({})
+    fields: dict[str, Any] = dict.fromkeys(("name", "data", "backbone", "kind", "entry"), "x")
+    fields |= {"settings": {}, "training": {}, "parameters": {}, "seed": 0, "train_share": 1.0, "train_texts": 1}
+    opened.add_trials([{**fields, "id": trial, "position": n, "fleet": 0} for n, trial in enumerate("ab")])
+    yield opened
+    opened.close()
+
+
+def listed(root: Path) -> list[str]:
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("state*"))
+
+
+def test_two_generations_are_kept_with_all_their_files(ledger: Ledger, tmp_path: Path) -> None:
+    store = FleetCheckpoints(ledger, tmp_path / "trials", 1, ("a", "b"), pytest.fail)
+    generations = [save(store, ["a", "b"]) for _ in range(4)]
+    assert listed(store.root) == sorted(file.path for one in generations[2:] for file in one.files)
+    opened_again = FleetCheckpoints(ledger, tmp_path / "trials", 1, ("a", "b"), pytest.fail)
+    assert opened_again.latest() == generations[3]
+    (store.root / "a" / "last" / "state-9-9.safetensors").touch()
+    (store.root / "a" / "best" / "state.json.partial").touch()
+    remove_leftovers(ledger, store.root, ["a", "b"])
+    assert listed(store.root) == sorted(file.path for one in generations[2:] for file in one.files)
+    store.end()
+    assert listed(store.root) == []
+    assert ledger.rows("SELECT * FROM checkpoints") == []
+
+
+def test_a_generation_without_its_commit_does_not_count(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FleetCheckpoints(ledger, tmp_path / "trials", 1, ("a", "b"), pytest.fail)
+    whole = save(store, ["a", "b"])
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "_commit", die)
+        with pytest.raises(_Killed):
+            save(store, ["a", "b"])
+    ledger._db.rollback()
+    assert FleetCheckpoints(ledger, tmp_path / "trials", 1, ("a", "b"), pytest.fail).latest() == whole
+
+
+def test_a_process_that_was_taken_over_commits_no_checkpoint(ledger: Ledger, tmp_path: Path) -> None:
+    store = FleetCheckpoints(ledger, tmp_path / "trials", 1, ("a", "b"), pytest.fail)
+    save(store, ["a", "b"])
+    other = Ledger(tmp_path)
+    other.begin_attempt({})
+    newer = FleetCheckpoints(other, tmp_path / "trials", 1, ("a", "b"), pytest.fail)
+    kept = save(newer, ["a", "b"])
+    with pytest.raises(RunError, match="taken over"):
+        save(store, ["a", "b"])
+    assert FleetCheckpoints(other, tmp_path / "trials", 1, ("a", "b"), pytest.fail).latest() == kept
+    assert all(file.is_whole(store.root) for file in kept.files), "its names are nobody else's"
+    other.close()
+
+
+def test_facts_come_back_digit_by_digit(ledger: Ledger, tmp_path: Path) -> None:
+    store = FleetCheckpoints(ledger, tmp_path / "trials", 1, ("a",), pytest.fail)
+    facts = {"progress": {"best_value": 0.1 + 0.2, "seconds": 1e-300}, "totals": {"loss": float("inf")}}
+    saved = save(store, ["a"])
+    store.commit(Generation((TrialCut("a", facts, saved.trials[0].last),), {"least_parts": 4}))
+    found = FleetCheckpoints(ledger, tmp_path / "trials", 1, ("a",), pytest.fail).latest()
+    assert found is not None
+    assert (found.trials[0].facts, found.packing, found.trials[0].best) == (facts, {"least_parts": 4}, None)
+    assert json.loads(json.dumps(found.trials[0].facts)) == facts
