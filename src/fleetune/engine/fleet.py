@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from fleetune.data.dataset import SplitName
 from fleetune.data.tokens import Tokens
 from fleetune.engine.backbone import Backbone
-from fleetune.engine.evaluation import predict_logits, shares_packs
+from fleetune.engine.evaluation import keep_logits, shares_packs
 from fleetune.engine.events import Evaluated, Event, Failed, Finished, Stepped
 from fleetune.engine.lanes import lanes
 from fleetune.engine.layout import even_runs, pack_texts
+from fleetune.engine.logits import KeptLogits
 from fleetune.engine.loss import batch_loss, class_weights
 from fleetune.engine.trial import Trial, TrialSpec
 from fleetune.errors import RecipeError
@@ -129,6 +130,7 @@ class Fleet:
         check_positions(backbone, specs, data.tokens)
         self.backbone = backbone
         self.data = data
+        self._checkpoints = checkpoints
         self.trials = [
             Trial(spec, slot, backbone, data.splits["train"], None if checkpoints is None else checkpoints / spec.id)
             for slot, spec in enumerate(specs)
@@ -330,14 +332,14 @@ class Fleet:
         """Evaluates trials on validation, all in one pass; saves each."""
         texts = self.data.splits.get("validation", np.empty(0, dtype=np.int64))
         started = time.monotonic()
-        logits = predict_logits(self.backbone, due, self.data.tokens, texts) if len(texts) else {}
+        logits = self._predict(due, texts) if len(texts) else {}
         seconds = (time.monotonic() - started) / len(due)
         self._share_time(due, started)
         for trial in due:
             # Only now: a trial that is saved before it is judged is to be evaluated again.
             trial.progress.evaluated_step = trial.progress.step
             if trial.slot in logits:
-                labels, own = self.data.labels[texts], logits[trial.slot]
+                labels, own = self.data.labels[texts], logits[trial.slot].array()
                 thresholds = validation_thresholds(trial.spec.training.thresholds, labels, own)
                 metrics = evaluate(labels, own, thresholds)
                 best = trial.judge(metrics[trial.spec.training.metric])
@@ -349,13 +351,16 @@ class Fleet:
         for trial in due:
             trial.save()
 
+    def _predict(self, trials: list[Trial], texts: NDArray[np.int64]) -> dict[int, KeptLogits]:
+        return keep_logits(self.backbone, trials, self.data.tokens, texts, self._checkpoints)
+
     def _finish(self, ended: list[Trial]) -> Iterator[Event]:
         """Predicts validation and test with each trial's best parameters, and lets them go."""
         started = time.monotonic()
         last = {trial.slot: trial.parameters.state() for trial in ended}
         for trial in ended:
             trial.restore_best()
-        predictions: dict[int, dict[SplitName, NDArray[np.float32]]] = {trial.slot: {} for trial in ended}
+        predictions: dict[int, dict[SplitName, KeptLogits]] = {trial.slot: {} for trial in ended}
         read = {trial.slot: 0 for trial in ended}
         began = time.monotonic()
         for split in ("validation", "test"):
@@ -365,7 +370,7 @@ class Fleet:
             known = {trial.slot: trial.best_logits for trial in ended if split == "validation"}
             unknown = [trial for trial in ended if known.get(trial.slot) is None]
             read |= {trial.slot: read[trial.slot] + len(texts) for trial in unknown}
-            for slot, logits in {**known, **predict_logits(self.backbone, unknown, self.data.tokens, texts)}.items():
+            for slot, logits in {**known, **self._predict(unknown, texts)}.items():
                 assert logits is not None
                 predictions[slot][split] = logits
         seconds_a_text = (time.monotonic() - began) / max(1, sum(read.values()))
@@ -374,14 +379,17 @@ class Fleet:
             trial.progress.finished = True
             trial.parameters.load(last[trial.slot])
             trial.save()
+            trial.best_logits = None
             self._detach(trial)
+            # Looked at and let go trial by trial: what is in files does not come into memory together.
+            own = predictions.pop(trial.slot)
             yield Finished(
                 trial=trial.spec.id,
                 steps=trial.progress.step,
                 best_step=trial.progress.best_step or trial.progress.step,
                 stopped_early=trial.progress.stopped_early,
                 seconds=trial.progress.seconds,
-                predictions=predictions[trial.slot],
+                predictions={split: kept.array() for split, kept in own.items()},
                 evaluated_texts=read[trial.slot],
                 evaluation_seconds=read[trial.slot] * seconds_a_text,
                 trained_tokens=trial.trained_tokens(self.data.tokens.lengths),

@@ -15,6 +15,7 @@ from fleetune.engine.backbone import Backbone
 from fleetune.engine.checkpoint import load_checkpoint, save_checkpoint
 from fleetune.engine.config import TrainingConfig
 from fleetune.engine.dropout import Stream
+from fleetune.engine.logits import KeptLogits
 from fleetune.engine.optimizer import TrialOptimizer
 from fleetune.engine.parameters import TrialParameters
 from fleetune.engine.starts import plan_parameters
@@ -94,7 +95,7 @@ class Trial:
         self.optimizer = TrialOptimizer(self.parameters, spec.training, self.total_steps)
         self.progress = Progress()
         self.best: dict[str, Tensor] | None = None
-        self.best_logits: NDArray[np.float32] | None = None
+        self.best_logits: KeptLogits | None = None
         self.totals = StepTotals()
         self.micro_step = 0
         self._saved_at = time.monotonic()
