@@ -107,6 +107,7 @@ def prepare(config: DataConfig, base: Path = Path()) -> Prepared:
     open_gate(accepted + unscored + len(quarantine), quarantine, config.max_bad_rows)
     _require_texts(accepted, len(quarantine), filtered, config)
     everything = _join(config.name, sources, encoded, origins, labels)
+    del sources, encoded, read
     _require_classes(everything)
 
     normal = normalised_texts(everything.texts, everything.pairs)
@@ -118,6 +119,7 @@ def prepare(config: DataConfig, base: Path = Path()) -> Prepared:
     _require_training_texts(everything, splits, config)
     dataset, kept = _compact(everything, splits)
     near, warnings = _near_leaks(dataset, [normal[index] for index in kept.tolist()], groups[kept])
+    del normal
 
     conflicts = _count_conflicts(everything.labels, groups)
     warnings = [*_warnings(dataset, conflicts, leaks, dropped, config), *warnings]
