@@ -12,6 +12,7 @@ from fleetune.lab.folder import RunFolder, default_folder
 from fleetune.lab.notices import Said, Watch, unwatched
 from fleetune.lab.overrides import Document
 from fleetune.lab.recipe import Recipe, load_recipe, recipe_from
+from fleetune.memory import give_back
 from fleetune.methods.base import Method
 
 if TYPE_CHECKING:
@@ -162,6 +163,8 @@ def run_recipe(
     from fleetune.report.html import write_report
 
     summary = run(recipe, folder, watch, executor, command, trial_pictures)
+    # The data of the run is let go before the predictions of all its trials are looked at.
+    give_back()
     with naming_faults(folder), StopRequest(RunFolder(folder)):
         results = log_scores(load_results(folder), seen_by)
         page = None

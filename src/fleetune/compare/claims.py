@@ -6,17 +6,18 @@ not shown is stated as that.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fleetune.compare.budget import Budget, budgets, unequal
 from fleetune.compare.learning import loss_at_chance, under_trained
 from fleetune.compare.pair import PairTest
-from fleetune.compare.result import TrialResult
 from fleetune.compare.row import Row
 from fleetune.compare.titles import metric_title
 from fleetune.compare.verdict import listed
@@ -119,8 +120,10 @@ def _not_shown(tests: Sequence[PairTest], split: str, data: str) -> Iterator[Cla
 
 def _twins(rows: Sequence[Row], data: str) -> Iterator[Claim]:
     """Yields rows whose every output on some split is the same: a copied row, or a setting without effect."""
-    for one, other in combinations([row for row in rows if row.scores and not row.is_baseline], 2):
-        splits = _same_splits(one, other)
+    judged = [row for row in rows if row.scores and not row.is_baseline]
+    outputs = {row.name: _outputs(row) for row in judged}
+    for one, other in combinations(judged, 2):
+        splits = _same_splits(outputs[one.name], outputs[other.name])
         if splits:
             text = (
                 f"{one.name} and {other.name} gave the same outputs for every text of {listed(splits)} with every "
@@ -130,19 +133,32 @@ def _twins(rows: Sequence[Row], data: str) -> Iterator[Claim]:
             yield Claim(text, "configurations", {"splits": splits}, data)
 
 
-def _same_splits(one: Row, other: Row) -> list[str]:
-    found: list[list[str]] = []
-    if one.scores.keys() == other.scores.keys():
-        for seed in one.scores:
-            a, b = (next(trial for trial in row.configuration.done if trial.seed == seed) for row in (one, other))
-            found.append([split for split in a.predictions if _same_outputs(a, b, split)])
-    return [split for split in found[0] if all(split in of_seed for of_seed in found)] if found else []
+def _outputs(row: Row) -> dict[int, dict[str, bytes]]:
+    """Returns a hash of the logits by seed and split, for each trial is looked at once, however many pairs it is in."""
+    return {
+        trial.seed: {
+            split: _hash(trial.predictions[split][1]) for split in trial.predictions if len(trial.labels(split))
+        }
+        for trial in row.configuration.done
+        if trial.seed in row.scores
+    }
 
 
-def _same_outputs(a: TrialResult, b: TrialResult, split: str) -> bool:
-    if split not in b.predictions or not len(a.predictions[split][0]):
-        return False
-    return np.array_equal(a.predictions[split][1], b.predictions[split][1], equal_nan=True)
+def _hash(logits: NDArray[np.float32]) -> bytes:
+    # 0.0 and -0.0 are equal, and every nan is like every other.
+    plain = np.where(np.isnan(logits), np.float32(np.nan), logits + np.float32(0.0))
+    return hashlib.sha256(f"{plain.shape}".encode() + np.ascontiguousarray(plain).tobytes()).digest()
+
+
+def _same_splits(one: dict[int, dict[str, bytes]], other: dict[int, dict[str, bytes]]) -> list[str]:
+    if one.keys() != other.keys() or not one:
+        return []
+    first = next(iter(one.values()))
+    return [
+        split
+        for split in first
+        if all(own.get(split) is not None and own[split] == other[seed].get(split) for seed, own in one.items())
+    ]
 
 
 def _without_learning(rows: Sequence[Row], data: str) -> Iterator[Claim]:

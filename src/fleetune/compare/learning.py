@@ -109,7 +109,7 @@ def _surprise(shares: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _chance(trial: TrialResult) -> float | None:
     """Returns the chance loss on validation; None without its labels, or where all are the same."""
-    labels = trial.predictions.get("validation", ((), ()))[0]
+    labels = trial.labels("validation")
     return (chance_loss(np.asarray(labels), len(trial.label_names)) or None) if len(labels) else None
 
 

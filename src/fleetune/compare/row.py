@@ -198,14 +198,14 @@ def summed_up(configuration: Configuration, split: str, metric: str, draws: Draw
         _degenerate(configuration, split),
         _degenerate(configuration, "validation"),
         _validation(configuration, metric),
-        len(trials[0].predictions[split][0]) if trials else 0,
+        len(trials[0].labels(split)) if trials else 0,
     )
     return row if draws is None else _with_interval(row, {trial.seed: draws[trial.id] for trial in trials})
 
 
 def scored_trials(configuration: Configuration, split: str) -> list[TrialResult]:
     """Returns the finished trials that have predictions on `split`."""
-    return [trial for trial in configuration.done if len(trial.predictions.get(split, ((), ()))[0])]
+    return [trial for trial in configuration.done if len(trial.labels(split))]
 
 
 def _with_interval(row: Row, draws: dict[int, NDArray[np.float64]]) -> Row:

@@ -236,7 +236,7 @@ def _concluded(
 def scored_split(results: Sequence[TrialResult]) -> str:
     """Returns `test` where every trial with predictions has some there, else `validation`."""
     having = [trial for trial in results if trial.predictions]
-    with_test = [trial for trial in having if "test" in trial.predictions and len(trial.predictions["test"][0])]
+    with_test = [trial for trial in having if "test" in trial.predictions and len(trial.labels("test"))]
     return "test" if having and len(with_test) == len(having) else "validation"
 
 

@@ -50,7 +50,7 @@ def mcnemar(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
     """
     from scipy.stats import binomtest, norm
 
-    gained = (np.asarray(a, dtype=np.int64) - np.asarray(b, dtype=np.int64)).sum(axis=0)
+    gained = np.sum(a, axis=0, dtype=np.int64) - np.sum(b, axis=0, dtype=np.int64)
     if not gained.any():
         return 1.0
     if len(a) == 1:

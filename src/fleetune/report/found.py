@@ -199,7 +199,7 @@ def _label_errors(scored: Mapping[str, Sequence[Row]], split: str, texts: Mappin
 def _held_out(texts: Mapping[str, Any], name: str, split: str, rows: Sequence[Row]) -> HeldOutTexts | None:
     """Returns the texts of a split where the run kept them, and they are those that were predicted."""
     found: HeldOutTexts | None = texts.get(name, {}).get(split)
-    predicted = len(scored_trials(rows[0].configuration, split)[0].predictions[split][0])
+    predicted = len(scored_trials(rows[0].configuration, split)[0].labels(split))
     return found if found is not None and len(found.texts) == predicted else None
 
 

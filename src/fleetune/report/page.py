@@ -234,7 +234,7 @@ def _scored_texts(comparison: Comparison) -> tuple[int, int]:
     for row in comparison.rows:
         for trial in row.configuration.done:
             if comparison.split in trial.predictions:
-                return len(trial.label_names), len(trial.predictions[comparison.split][0])
+                return len(trial.label_names), len(trial.labels(comparison.split))
     return 0, 0
 
 

@@ -197,7 +197,7 @@ def _labels(rows: Sequence[Row], split: str) -> tuple[list[str], Any] | None:
     for row in rows:
         for trial in row.configuration.done:
             if split in trial.predictions:
-                return trial.label_names, trial.predictions[split][0]
+                return trial.label_names, trial.labels(split)
     return None
 
 

@@ -47,7 +47,7 @@ def majority_score(rows: Sequence[Row], metric: str, split: str) -> float | None
     """
     for row in rows:
         for trial in row.configuration.done:
-            if not len(trial.predictions.get(split, ((), ()))[0]):
+            if not len(trial.labels(split)):
                 continue
             labels, logits = trial.predictions[split]
             if trial.multi_label:
