@@ -25,6 +25,7 @@ from fleetune.engine import logits as logits_module
 from fleetune.engine.events import Finished
 from fleetune.engine.fleet import Fleet
 from fleetune.engine.forecast import order_bytes, text_bytes
+from fleetune.engine.generation import FolderCheckpoints
 from fleetune.engine.logits import KeptLogits
 from fleetune.lab import predictions as predictions_module
 from fleetune.lab.predictions import KeptPredictions, read_predictions, write_predictions
@@ -85,14 +86,16 @@ def test_logits_of_many_texts_lie_in_a_file_that_leaves_nothing_behind(tmp_path:
 
 def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     kept = KeptLogits(300_000, 2, tmp_path)
-    monkeypatch.setattr(logits_module.os, "pwrite", lambda handle, data, place: len(data) - 1)
+    monkeypatch.setattr("os.pwrite", lambda handle, data, place: len(data) - 1)
     with pytest.raises(OSError, match="No space left"):
         kept.put(np.arange(2), np.zeros((2, 2), np.float32))
 
 
 def test_where_logits_are_kept_changes_no_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def ends(folder: Path) -> dict[str, Finished]:
-        fleet = Fleet(tiny_backbone(precision="fp32"), mixed_specs("bert", 3)[:3], random_data(), folder)
+        fleet = Fleet(
+            tiny_backbone(precision="fp32"), mixed_specs("bert", 3)[:3], random_data(), FolderCheckpoints(folder)
+        )
         return {event.trial: event for event in fleet.train() if isinstance(event, Finished)}
 
     in_memory = ends(tmp_path / "memory")
@@ -125,7 +128,7 @@ def test_predictions_are_written_in_groups_of_rows(tmp_path: Path, multi_label: 
     rows = [facts.row_group(number).num_rows for number in range(facts.num_row_groups)]
     assert sum(rows) == len(dataset) and max(rows) <= ROWS_IN_GROUP
     for split, (labels, values) in read_predictions(tmp_path / "a.parquet").items():
-        assert values.tobytes() == logits[split].tobytes()  # type: ignore[index]
+        assert values.tobytes() == logits[split].tobytes()
         assert np.array_equal(labels, dataset.labels[dataset.splits[split]])  # type: ignore[index]
 
 
