@@ -12,7 +12,6 @@ from fleetune.lab.folder import RunFolder, default_folder
 from fleetune.lab.notices import Said, Watch, unwatched
 from fleetune.lab.overrides import Document
 from fleetune.lab.recipe import Recipe, load_recipe, recipe_from
-from fleetune.memory import give_back
 from fleetune.methods.base import Method
 
 if TYPE_CHECKING:
@@ -159,6 +158,7 @@ def run_recipe(
     from fleetune.lab.runner import run
     from fleetune.lab.signals import StopRequest
     from fleetune.lab.test_uses import log_scores
+    from fleetune.memory import give_back
     from fleetune.report.figures.trial import trial_pictures
     from fleetune.report.html import write_report
 

@@ -92,7 +92,7 @@ def read_predictions(path: Path) -> Predictions:
         raise RunError(
             f"{path} cannot be read ({str(error).splitlines()[0]}).\nRun the recipe again to make it"
         ) from None
-    logits = np.asarray(_side_by_side(table, "logit_", 0.0), dtype=np.float32)
+    logits: Any = _side_by_side(table, "logit_", 0.0)
     several = any(name.startswith("label_") for name in table.column_names)
     labels = _side_by_side(table, "label_", 255) if several else table["label"].fill_null(-1).to_numpy()
     return {name: (labels[rows], logits[rows]) for name, rows in rows_by_split(table["split"])}
