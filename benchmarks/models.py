@@ -13,6 +13,17 @@ from fleetune.engine.config import BackboneConfig
 from fleetune.runtime import device
 
 SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "model_type": "bert",
+        "tokenizer": "embedded:minilm",
+        "dtype": torch.float32,
+        "vocab_size": 30522,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+    },
     "bert-base": {
         "model_type": "bert",
         "tokenizer": "embedded:minilm",

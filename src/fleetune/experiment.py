@@ -158,10 +158,13 @@ def run_recipe(
     from fleetune.lab.runner import run
     from fleetune.lab.signals import StopRequest
     from fleetune.lab.test_uses import log_scores
+    from fleetune.memory import give_back
     from fleetune.report.figures.trial import trial_pictures
     from fleetune.report.html import write_report
 
     summary = run(recipe, folder, watch, executor, command, trial_pictures)
+    # The data of the run is let go before the predictions of all its trials are looked at.
+    give_back()
     with naming_faults(folder), StopRequest(RunFolder(folder)):
         results = log_scores(load_results(folder), seen_by)
         page = None

@@ -126,3 +126,11 @@ def _groups() -> Iterator[tuple[Path, str, str, str]]:
             yield folder, *(names if controllers else ("memory.max", "memory.current", "inactive_file"))
             if folder == top:
                 break
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether `error` says that memory ran out, on a GPU or in the process."""
+    import torch
+
+    words = "can't allocate memory", "not enough memory", "out of memory"
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)

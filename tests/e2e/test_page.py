@@ -151,14 +151,14 @@ def test_a_click_and_a_key_sort_the_table(grid: Any) -> None:
     assert len(means) == 12 and means == sorted(means, reverse=True)
     trained = grid.locator(".overview thead button", has_text="Trained")
     trained.click()
-    costs = [float(value) for value in grid.evaluate(SORTED_BY, 3)]
+    costs = [float(value) for value in grid.evaluate(SORTED_BY, 4)]
     assert costs == sorted(costs, reverse=True) and costs[0] > costs[-1]
     assert trained.locator("..").get_attribute("aria-sort") == "descending"
     trained.focus()
     grid.keyboard.press("Enter")
-    assert [float(value) for value in grid.evaluate(SORTED_BY, 3)] == sorted(costs)
+    assert [float(value) for value in grid.evaluate(SORTED_BY, 4)] == sorted(costs)
     assert trained.locator("..").get_attribute("aria-sort") == "ascending"
-    for key in ("Shift+Tab", "Shift+Tab", "Shift+Tab", " "):
+    for key in ("Shift+Tab", "Shift+Tab", "Shift+Tab", "Shift+Tab", " "):
         grid.keyboard.press(key)
     names = grid.evaluate(NAMES)
     assert grid.locator(".overview th[aria-sort=ascending]").inner_text().startswith("Configuration")
@@ -167,11 +167,11 @@ def test_a_click_and_a_key_sort_the_table(grid: Any) -> None:
 
 
 def test_what_is_not_known_is_sorted_last_either_way(grid: Any) -> None:
-    grid.evaluate("() => { document.querySelectorAll('.overview tbody')[3].rows[0].cells[5].dataset.value = '' }")
+    grid.evaluate("() => { document.querySelectorAll('.overview tbody')[3].rows[0].cells[6].dataset.value = '' }")
     time = grid.locator(".overview thead button", has_text="Time")
     for _ in range(2):
         time.click()
-        values = grid.evaluate(SORTED_BY, 5)
+        values = grid.evaluate(SORTED_BY, 6)
         assert values[-1] == "" and "" not in values[:-1]
 
 

@@ -44,7 +44,7 @@ class Action(IntEnum):
 
 ALL_KINDS = Kind(0x1FF)
 NEEDS_SPACE = Kind.OPEN | Kind.WRITE | Kind.TRUNCATE | Kind.RENAME | Kind.MKDIR | Kind.LINK | Kind.SYNC
-NEEDS_PERMISSION = Kind.OPEN | Kind.RENAME | Kind.UNLINK | Kind.MKDIR | Kind.LINK | Kind.CHMOD | Kind.TRUNCATE
+NEEDS_PERMISSION = Kind.OPEN | Kind.RENAME | Kind.UNLINK | Kind.MKDIR | Kind.LINK | Kind.CHMOD
 KINDS_OF = {
     errno.ENOSPC: NEEDS_SPACE,
     errno.EIO: ALL_KINDS,

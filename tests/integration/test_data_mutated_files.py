@@ -100,7 +100,7 @@ def test_any_bytes_give_a_clear_message_or_conserved_records(tmp_path, file, dat
 def test_what_the_standard_library_writes_is_read_back(rows, delimiter, quoting):
     out = io.StringIO(newline="")
     csv.writer(out, delimiter=delimiter, quoting=quoting).writerows([["a", "b", "c"], *rows])
-    records = CsvText(out.getvalue(), Dialect(delimiter)).records()
+    records = list(CsvText(out.getvalue(), Dialect(delimiter)).records())
     assert [record.fields for record in records] == rows
     assert not any(record.problem for record in records)
 

@@ -252,7 +252,7 @@ def troubled_run() -> SyntheticRun:
     trials = [trial(kind, seed, names) for kind in ("lora", "bitfit", "head") for seed in range(3)]
     labels = trials[4].predictions["test"][0]
     constant = np.tile(np.array([2.0, -2.0], dtype=np.float32), (len(labels), 1))
-    trials[4] = replace(trials[4], predictions=trials[4].predictions | {"test": (labels, constant)})
+    trials[4] = replace(trials[4], predictions={**trials[4].predictions, "test": (labels, constant)})
     trials[0] = replace(
         trials[0],
         status="failed",

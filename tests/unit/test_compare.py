@@ -56,7 +56,9 @@ def test_validation_is_scored_unless_every_trial_has_test_predictions() -> None:
     assert scored_split([first, second]) == "test"
     without = replace(second, predictions={"validation": second.predictions["validation"]})
     assert scored_split([first, without]) == "validation"
-    empty = replace(second, predictions=second.predictions | {"test": (np.empty(0, int), np.empty((0, 2), np.float32))})
+    empty = replace(
+        second, predictions={**second.predictions, "test": (np.empty(0, int), np.empty((0, 2), np.float32))}
+    )
     assert scored_split([first, empty]) == "validation"
 
 
@@ -111,7 +113,7 @@ def test_validation_chooses_and_test_does_not() -> None:
     better_on_test = [with_accuracy("lora", seed, 0.95) for seed in range(3)]
     better_on_validation = [with_accuracy("full", seed, 0.92) for seed in range(3)]
     chosen = [
-        replace(one, predictions=one.predictions | {"validation": with_accuracy("full", 0, score).predictions["test"]})
+        replace(one, predictions={**one.predictions, "validation": with_accuracy("full", 0, score).predictions["test"]})
         for group_, score in ((better_on_test, 0.80), (better_on_validation, 0.90))
         for one in group_
     ]

@@ -10,12 +10,12 @@ from fleetune.data.csv_reader import CsvText, Dialect, find_dialect
 def fields_of(
     text: str, dialect: Dialect | None = None, label_column: int | None = None
 ) -> list[tuple[int, list[str]]]:
-    records = CsvText(text, dialect or Dialect()).records(label_column)
+    records = list(CsvText(text, dialect or Dialect()).records(label_column))
     return [(record.line, record.fields) for record in records if not record.problem]
 
 
 def problems_of(text: str, label_column: int | None = None) -> list[tuple[int, str]]:
-    records = CsvText(text, Dialect()).records(label_column)
+    records = list(CsvText(text, Dialect()).records(label_column))
     return [(record.line, record.problem) for record in records if record.problem]
 
 
@@ -78,7 +78,7 @@ def test_lines_of_a_text_are_not_taken_for_records_unless_all_of_them_look_so(te
 
 
 def test_labels_known_beforehand_tell_records_too():
-    records = CsvText('label,text\npos,"bad\nneg,good"\n', Dialect()).records(0, ["pos", "neg"])
+    records = list(CsvText('label,text\npos,"bad\nneg,good"\n', Dialect()).records(0, ["pos", "neg"]))
     assert [(record.line, record.problem[:16]) for record in records] == [(2, "unbalanced quote"), (3, "")]
 
 
@@ -87,7 +87,7 @@ def test_nul_is_reported_in_its_record_alone():
 
 
 def test_many_unclosed_quotes_take_linear_time():
-    records = CsvText("a,b\n" + '"open,x\n' * 50_000, Dialect()).records(1)
+    records = list(CsvText("a,b\n" + '"open,x\n' * 50_000, Dialect()).records(1))
     assert len(records) == 50_000
     assert all(record.problem for record in records)
 

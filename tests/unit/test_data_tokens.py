@@ -160,13 +160,22 @@ def test_an_interrupted_writer_leaves_nothing_behind(tmp_path, monkeypatch):
 def test_a_faster_process_wins(tmp_path, monkeypatch):
     original = module._write
 
-    def write_twice(arrays, folder):
-        original(arrays, folder)
-        original(arrays, folder)
+    def write_twice(parts, folder):
+        parts = list(parts)
+        original(parts, folder)
+        original(parts, folder)
 
     monkeypatch.setattr(module, "_write", write_twice)
     assert tokenize(data(["a b"]), make_tokenizer(), 8, tmp_path, "tiny").input_ids.tolist() == [2, 4, 5, 3]
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_files_are_those_of_numpy_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "TEXTS_AT_ONCE", 3)
+    tokens = tokenize(data(["a b", "c", "b", "a a a", "c b"] * 5), make_tokenizer(), 8, tmp_path / "cache", "tiny")
+    for name in ("input_ids", "type_ids"):
+        np.save(tmp_path / "whole.npy", np.array(getattr(tokens, name)))
+        assert (tokens.folder / f"{name}.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes(), name
 
 
 def test_a_cache_that_cannot_be_written_is_a_data_error(tmp_path):

@@ -126,7 +126,8 @@ def test_comparison_json_is_what_compare_gives(tmp_path: Path) -> None:
 def test_the_page_shows_scores_costs_data_and_how_to_repeat_it(page: Elements) -> None:
     row = compare(multi_class_run().trials).row("lora")
     assert row.interval is not None
-    assert f"{row.mean:.3f} {row.interval[0]:.3f} to {row.interval[1]:.3f} 2 ± {row.spread:.3f}" in page.words
+    interval = f"{row.interval[0]:.3f} to {row.interval[1]:.3f}"
+    assert f"{row.mean:.3f} {interval} {row.validation:.3f} 2 ± {row.spread:.3f}" in page.words
     for wanted in (
         "73,728",
         "learning_rate 5e-5",

@@ -297,7 +297,7 @@ def test_of_settings_that_validation_does_not_tell_apart_no_test_score_chooses()
         for seed in range(2)
     ]
     lucky = [
-        replace(one, predictions=one.predictions | {"validation": other.predictions["validation"]})
+        replace(one, predictions={**one.predictions, "validation": other.predictions["validation"]})
         for one, other in zip(lucky, kept, strict=True)
     ]
     made = run([*kept, *lucky])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -174,7 +175,7 @@ def test_small_slices_multi_label_and_broken_logits_give_tables_without_warnings
     texts = held_out(300, rare=["x"] * 297 + ["y"] * 3)
     broken = trial("ia3", 0, names, multi_label=True)
     labels, logits = broken.predictions["test"]
-    broken.predictions["test"] = (labels, np.full_like(logits, np.nan))
+    broken = replace(broken, predictions={**broken.predictions, "test": (labels, np.full_like(logits, np.nan))})
     rows = [row_of(trial("lora", s, names, multi_label=True), metric="roc_auc") for s in range(2)] + [row_of(broken)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")

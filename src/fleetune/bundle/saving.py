@@ -225,7 +225,8 @@ def _write_model(folder: Path, contents: _Contents) -> None:
         round_weights(model, contents.backbone.architecture.base, contents.backbone.config.quantize)
         merge_into(model, contents.method, contents.shape, contents.tensors)
         with quiet():
-            model.save_pretrained(folder, max_shard_size="1000GB")
+            # Under the names of the model's own modules, which loading holds the file to.
+            model.save_pretrained(folder, max_shard_size="1000GB", save_original_format=False)
         return
     names = stored_names(contents.method, contents.shape, contents.form)
     shapes = stored_shapes(contents.method, contents.shape, contents.form)

@@ -155,6 +155,8 @@ def _remarks(row: Row) -> list[str]:
         remarks.append("interval over texts alone")
     if row.tied_with_best:
         remarks.append("not told from the best")
+    if row.standing == "ahead":
+        remarks.append("better, but not chosen")
     if row.degenerate and row.is_baseline:
         remarks.append("gives every text one answer")
     elif row.degenerate:

@@ -109,9 +109,7 @@ def _usable(row: Row, split: str) -> list[TrialResult]:
     return [
         trial
         for trial in row.configuration.done
-        if split in trial.predictions
-        and len(trial.predictions[split][0])
-        and np.isfinite(trial.predictions[split][1]).all()
+        if split in trial.predictions and len(trial.labels(split)) and np.isfinite(trial.predictions[split][1]).all()
     ]
 
 
@@ -176,7 +174,7 @@ def trial_points(trial: TrialResult, split: str, wishes: Sequence[tuple[WishKind
     found = {
         name: _by_label(trial, name, temperature)
         for name in ("validation", split)
-        if name in trial.predictions and len(trial.predictions[name][0])
+        if name in trial.predictions and len(trial.labels(name))
     }
     columns = range(len(trial.label_names)) if trial.multi_label else (1,)
     return [

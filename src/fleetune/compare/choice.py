@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fleetune.compare.row import Row
@@ -17,8 +17,7 @@ class Choice:
     Attributes:
         row: The row.
         by_validation: Whether scores on validation chose it.
-        on_scored: Whether it was chosen by the scores that are then compared, for want of others: all pairs have to be
-            corrected for.
+        on_scored: Whether it was chosen by the scores that are then compared.
     """
 
     row: Row
@@ -26,14 +25,19 @@ class Choice:
     on_scored: bool
 
     @property
+    def chooser(self) -> str:
+        """Who chose, and its verb."""
+        return "validation chooses" if self.by_validation else "the scores shown choose"
+
+    @property
     def words(self) -> str:
         """How it was chosen, for "…: WORDS"."""
-        return "validation chooses it" if self.by_validation else "the scores shown choose it"
+        return f"{self.chooser} it"
 
     @property
     def clause(self) -> str:
         """How it was chosen, for "NAME, WORDS"."""
-        return "which validation chooses" if self.by_validation else "which the scores shown choose"
+        return f"which {self.chooser}"
 
 
 def choose(rows: Sequence[Row], split: str) -> Choice | None:
@@ -52,9 +56,9 @@ def choose(rows: Sequence[Row], split: str) -> Choice | None:
     validated = [row for row in trained if math.isfinite(row.validation)]
     by_validation = bool(validated)
     if by_validation:
-        usable = [row for row in validated if not row.unlearned]
+        usable = _learned([(row, row.unlearned) for row in validated])
     else:
-        usable = [row for row in trained if math.isfinite(row.mean) and not row.degenerate]
+        usable = _learned([(row, row.degenerate) for row in trained if math.isfinite(row.mean)])
     usable = [row for row in usable if len(row.scores) > 1] or usable
     best: Row | None = None
     for row in usable:
@@ -62,6 +66,13 @@ def choose(rows: Sequence[Row], split: str) -> Choice | None:
         if best is None or is_better(row.metric, score, highest) or (score == highest and _is_smaller(row, best)):
             best = row
     return None if best is None else Choice(best, by_validation, not by_validation or split == "validation")
+
+
+def _learned(rows: Sequence[tuple[Row, Mapping[int, str]]]) -> list[Row]:
+    """Returns the rows all of whose seeds learned; where there are none, those of which most did."""
+    return [row for row, silent in rows if not silent] or [
+        row for row, silent in rows if 2 * len(silent) < len(row.scores)
+    ]
 
 
 def _is_smaller(row: Row, other: Row) -> bool:

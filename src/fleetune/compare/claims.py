@@ -6,17 +6,18 @@ not shown is stated as that.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fleetune.compare.budget import Budget, budgets, unequal
 from fleetune.compare.learning import loss_at_chance, under_trained
 from fleetune.compare.pair import PairTest
-from fleetune.compare.result import TrialResult
 from fleetune.compare.row import Row
 from fleetune.compare.titles import metric_title
 from fleetune.compare.verdict import listed
@@ -47,7 +48,7 @@ def claims_on(rows: Sequence[Row], tests: Sequence[PairTest], split: str) -> lis
     """Returns what may be said of rows on the same data, and of the tests among them."""
     data = rows[0].configuration.first.data if rows else ""
     return [
-        *(_difference(test, split) for test in tests if test.is_significant),
+        *(_difference(test, split, rows) for test in tests if test.is_significant),
         *_not_shown(tests, split, data),
         *_twins(rows, data),
         *_without_learning(rows, data),
@@ -57,7 +58,7 @@ def claims_on(rows: Sequence[Row], tests: Sequence[PairTest], split: str) -> lis
     ]
 
 
-def _difference(test: PairTest, split: str) -> Claim:
+def _difference(test: PairTest, split: str, rows: Sequence[Row]) -> Claim:
     better, worse = (test.a, test.b) if test.favours(test.a) else (test.b, test.a)
     low, high = _towards(test)
     numbers = {"difference": abs(test.difference), "low": low, "high": high, "p_adjusted": test.p_adjusted,
@@ -67,7 +68,17 @@ def _difference(test: PairTest, split: str) -> Claim:
         f"{abs(test.difference):.3f} (95 % interval {low:.3f} to {high:.3f}; {_p(test.p_adjusted)} after Holm's "
         f"correction; {test.seeds} seeds)."
     )
+    text += "".join(_reservations(row) for row in rows if row.name in (better, worse))
     return Claim(text, "tests", numbers, test.data)
+
+
+def _reservations(row: Row) -> str:
+    """Returns what of the row's seeds the mean is not of, or should not be of; nothing where all is well."""
+    failed, silent, trials = len(row.configuration.failed), len(row.degenerate), len(row.configuration.trials)
+    text = f" {failed} of {trials} seeds of {row.name} failed and are not in its mean." if failed else ""
+    if silent and not row.is_baseline:
+        text += f" {silent} of {trials} seeds of {row.name} learned nothing and are in its mean."
+    return text
 
 
 def _p(value: float | None) -> str:
@@ -109,8 +120,10 @@ def _not_shown(tests: Sequence[PairTest], split: str, data: str) -> Iterator[Cla
 
 def _twins(rows: Sequence[Row], data: str) -> Iterator[Claim]:
     """Yields rows whose every output on some split is the same: a copied row, or a setting without effect."""
-    for one, other in combinations([row for row in rows if row.scores and not row.is_baseline], 2):
-        splits = _same_splits(one, other)
+    judged = [row for row in rows if row.scores and not row.is_baseline]
+    outputs = {row.name: _outputs(row) for row in judged}
+    for one, other in combinations(judged, 2):
+        splits = _same_splits(outputs[one.name], outputs[other.name])
         if splits:
             text = (
                 f"{one.name} and {other.name} gave the same outputs for every text of {listed(splits)} with every "
@@ -120,19 +133,32 @@ def _twins(rows: Sequence[Row], data: str) -> Iterator[Claim]:
             yield Claim(text, "configurations", {"splits": splits}, data)
 
 
-def _same_splits(one: Row, other: Row) -> list[str]:
-    found: list[list[str]] = []
-    if one.scores.keys() == other.scores.keys():
-        for seed in one.scores:
-            a, b = (next(trial for trial in row.configuration.done if trial.seed == seed) for row in (one, other))
-            found.append([split for split in a.predictions if _same_outputs(a, b, split)])
-    return [split for split in found[0] if all(split in of_seed for of_seed in found)] if found else []
+def _outputs(row: Row) -> dict[int, dict[str, bytes]]:
+    """Returns a hash of the logits by seed and split, for each trial is looked at once, however many pairs it is in."""
+    return {
+        trial.seed: {
+            split: _hash(trial.predictions[split][1]) for split in trial.predictions if len(trial.labels(split))
+        }
+        for trial in row.configuration.done
+        if trial.seed in row.scores
+    }
 
 
-def _same_outputs(a: TrialResult, b: TrialResult, split: str) -> bool:
-    if split not in b.predictions or not len(a.predictions[split][0]):
-        return False
-    return np.array_equal(a.predictions[split][1], b.predictions[split][1], equal_nan=True)
+def _hash(logits: NDArray[np.float32]) -> bytes:
+    # 0.0 and -0.0 are equal, and every nan is like every other.
+    plain = np.where(np.isnan(logits), np.float32(np.nan), logits + np.float32(0.0))
+    return hashlib.sha256(f"{plain.shape}".encode() + np.ascontiguousarray(plain).tobytes()).digest()
+
+
+def _same_splits(one: dict[int, dict[str, bytes]], other: dict[int, dict[str, bytes]]) -> list[str]:
+    if one.keys() != other.keys() or not one:
+        return []
+    first = next(iter(one.values()))
+    return [
+        split
+        for split in first
+        if all(own.get(split) is not None and own[split] == other[seed].get(split) for seed, own in one.items())
+    ]
 
 
 def _without_learning(rows: Sequence[Row], data: str) -> Iterator[Claim]:
@@ -142,7 +168,7 @@ def _without_learning(rows: Sequence[Row], data: str) -> Iterator[Claim]:
         plural = "1 trial" if trials == 1 else f"{trials} trials"
         text = (
             f"{plural} learned nothing ({listed([row.name for row in counted])}): their scores say that the training "
-            "failed there, and nothing against the method."
+            "failed there, and nothing against the method. Try more epochs or another learning_rate."
         )
         yield Claim(text, "configurations", {"trials": trials}, data)
 

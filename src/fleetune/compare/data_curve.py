@@ -143,9 +143,12 @@ def _by_share(points: Sequence[CurvePoint]) -> list[CurvePoint]:
 
 def _sentence(before: CurvePoint, after: CurvePoint, curves: int, several_data: bool) -> str:
     name = f"{after.name} on {after.data}" if several_data else after.name
-    step = f"from {_amount(before)} to {_amount(after)} of the training texts"
+    is_fitted = after.row is not None and after.row.is_baseline
+    # A baseline makes no steps; what trains makes its epochs on fewer texts in fewer steps.
+    of_what = "training texts" if is_fitted else "training texts, and of the steps"
+    step = f"from {_amount(before)} to {_amount(after)} of the {of_what}"
     found = difference_of(after.row, before.row) if after.row and before.row else None
-    needed = 1 if after.row is not None and after.row.is_baseline else FEWEST_SEEDS
+    needed = 1 if is_fitted else FEWEST_SEEDS
     if found is None or len(found.by_seed) < needed:
         return f"{name}: fewer than {FEWEST_SEEDS} seeds at both sizes do not show whether more labels help ({step})."
     sign = -1.0 if after.metric in MINIMISED else 1.0
@@ -158,11 +161,12 @@ def _sentence(before: CurvePoint, after: CurvePoint, curves: int, several_data: 
         f"the last step, {step}, improved {metric_title(after.metric)} by {sign * gain:.3f} (95 % interval "
         f"{low:.3f} to {high:.3f} over {over}{together})"
     )
-    p_value = 0.0 if needed == 1 else sign_flip(found.by_seed) * curves
-    if low > 0.0 and p_value < SIGNIFICANT:
+    # One fit of each size knows nothing of other draws of so many texts.
+    if low > 0.0 and not is_fitted and sign_flip(found.by_seed) * curves < SIGNIFICANT:
         return f"{name}: yes, it was still gaining from more labels: {numbers}."
     if low > 0.0:
-        return f"{name}: more labels seem to help, although {len(found.by_seed)} seeds do not prove it: {numbers}."
+        few = "one fit of each does" if is_fitted else f"{len(found.by_seed)} seeds do"
+        return f"{name}: more labels seem to help, although {few} not prove it: {numbers}."
     return f"{name}: not shown that more labels help: {numbers}."
 
 

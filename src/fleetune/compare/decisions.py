@@ -25,9 +25,18 @@ def check_same_texts(trials: Iterable[TrialResult], split: str) -> None:
     Raises:
         ValueError: If they do not, and so cannot be of the same texts.
     """
-    labels = [np.asarray(trial.predictions[split][0]) for trial in trials]
+    labels = [np.asarray(trial.labels(split)) for trial in trials]
     if any(not np.array_equal(labels[0], other) for other in labels[1:]):
         raise ValueError(f"the configurations' predictions on {split} are not of the same texts")
+
+
+def mean_of(arrays: Iterable[NDArray[Any]]) -> NDArray[np.float64]:
+    """Returns the mean of arrays of one shape, of which it holds one at a time."""
+    total: NDArray[np.float64] = np.zeros(())
+    number = 0
+    for array in arrays:
+        total, number = total + array, number + 1
+    return np.asarray(total / number)
 
 
 def as_sets(trial: TrialResult, values: NDArray[Any]) -> BoolArray:

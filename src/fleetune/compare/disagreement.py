@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetune.compare.decisions import as_sets, check_same_texts, names_in, telling_trials
+from fleetune.compare.decisions import as_sets, check_same_texts, mean_of, names_in, telling_trials
 from fleetune.compare.held_out import HeldOutTexts
 from fleetune.compare.result import TrialResult
 from fleetune.compare.row import Row
@@ -94,7 +94,7 @@ def disagreements(
     if len(voters) < 2:
         return []
     first = voters[0][1][0]
-    truth = as_sets(first, first.predictions[split][0])
+    truth = as_sets(first, first.labels(split))
     decided = np.stack([_decision(trials, split) for _, trials in voters])
     differing = _mean_difference(decided)
     right = (decided == truth).all(axis=2).mean(axis=0)
@@ -156,11 +156,11 @@ def _voters(rows: Sequence[Row], split: str) -> list[tuple[str, list[TrialResult
 
 def _decision(trials: Sequence[TrialResult], split: str) -> NDArray[np.bool_]:
     """Returns what most of the trials decide `(texts, num_labels)`; mean probability decides where they are even."""
-    votes = np.mean([as_sets(trial, trial.decisions(split)) for trial in trials], axis=0)
-    sure = np.mean([trial.probabilities(split) for trial in trials], axis=0)
+    votes = mean_of(as_sets(trial, trial.decisions(split)) for trial in trials)
+    sure = mean_of(trial.probabilities(split) for trial in trials)
     if not trials[0].multi_label:
         return np.asarray(np.arange(votes.shape[1]) == (votes + TIE_BREAK * sure).argmax(axis=1)[:, None])
-    needed = np.mean([np.broadcast_to(np.asarray(trial.thresholds(split)), sure.shape) for trial in trials], axis=0)
+    needed = mean_of(np.broadcast_to(np.asarray(trial.thresholds(split)), sure.shape) for trial in trials)
     return np.asarray(np.where(np.isclose(votes, 0.5), predicted_sets(sure, needed) == 1, votes > 0.5))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetune.compare.intervals import CONFIDENCE
-from fleetune.compare.resampling import draws_of, score_of
+from fleetune.compare.resampling import KeptDraws, kept_draws, score_of
 from fleetune.compare.row import Row, scored_trials
 
 FloatArray = NDArray[np.float64]
@@ -66,12 +66,12 @@ def scores_on_parts(
     rows: Sequence[Row], split: str, metric: str, parts: Sequence[NDArray[np.int64] | None]
 ) -> list[list[Scores]]:
     """Returns for each part of the split (None is the whole) the scores of each row; all see the same draws."""
-    texts = len(scored_trials(rows[0].configuration, split)[0].predictions[split][0])
-    blocks = list(draws_of(texts, FEWER_DRAWS if metric == "roc_auc" else DRAWS))
+    texts = len(scored_trials(rows[0].configuration, split)[0].labels(split))
+    draws = kept_draws(texts, FEWER_DRAWS if metric == "roc_auc" else DRAWS)
     result = []
     for part in parts:
-        drawn = [block if part is None else block[:, part] for block in blocks]
-        result.append([_drawn_scores(row, split, metric, part, drawn) for row in rows])
+        own = draws.of(part)
+        result.append([_drawn_scores(row, split, metric, part, own) for row in rows])
     return result
 
 
@@ -96,15 +96,13 @@ def gap_between(scores: Scores, reference: Scores, texts: int) -> Gap:
     return Gap(difference, (difference - half, difference + half), p_value)
 
 
-def _drawn_scores(
-    row: Row, split: str, metric: str, part: NDArray[np.int64] | None, blocks: Sequence[FloatArray]
-) -> Scores:
+def _drawn_scores(row: Row, split: str, metric: str, part: NDArray[np.int64] | None, draws: KeptDraws) -> Scores:
     seeds, drawn = [], []
     # A draw may have none of a small slice's texts, and its score is then none either.
     with np.errstate(invalid="ignore", divide="ignore"):
         for trial in scored_trials(row.configuration, split):
             score = score_of(trial, split, metric, part)
-            seeds.append(float(score(np.ones((1, blocks[0].shape[1])))[0]))
-            drawn.append(np.concatenate([score(block) for block in blocks]))
-    empty = np.concatenate([block.sum(axis=1) == 0 for block in blocks])
+            seeds.append(float(score(np.ones((1, draws.texts)))[0]))
+            drawn.append(np.concatenate([score(block) for block in draws]))
+    empty = np.concatenate([block.sum(axis=1) == 0 for block in draws])
     return Scores(seeds, np.where(empty, np.nan, np.mean(drawn, axis=0)))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetune.compare.decisions import BoolArray, as_sets, check_same_texts, names_in, telling_trials
+from fleetune.compare.decisions import BoolArray, as_sets, check_same_texts, mean_of, names_in, telling_trials
 from fleetune.compare.held_out import HeldOutTexts
 from fleetune.compare.row import Row
 
@@ -88,11 +88,11 @@ def label_errors(
     voters = [trials for row in rows if not row.is_baseline and (trials := telling_trials(row, split))]
     trials = [trial for members in voters for trial in members]
     check_same_texts(trials, split)
-    if not trials or len(trials[0].predictions[split][0]) < FEWEST_TEXTS:
+    if not trials or len(trials[0].labels(split)) < FEWEST_TEXTS:
         return []
     first = trials[0]
-    labels = np.asarray(first.predictions[split][0])
-    probabilities = np.mean([np.mean([one.probabilities(split) for one in members], axis=0) for members in voters], 0)
+    labels = np.asarray(first.labels(split))
+    probabilities = mean_of(mean_of(one.probabilities(split) for one in members) for members in voters)
     find = _wrong_sets if first.multi_label else _wrong_classes
     with warnings.catch_warnings():
         # cleanlab warns of labels with few texts, for which it says nothing then.

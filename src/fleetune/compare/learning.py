@@ -76,7 +76,7 @@ def under_trained(trial: TrialResult) -> str | None:
         return None
     settings = _settings_in_words(trial)
     if reason := loss_at_chance(trial):
-        diverged = min(validation_losses(trial)) > (1.0 + NEAR_CHANCE) * (_chance(trial) or math.inf)
+        diverged = _rose(trial)
         remedy = "another learning_rate, mostly a smaller one" if diverged else "a larger learning_rate or more epochs"
         word = "Diverged" if diverged else "Under-trained"
         return f"{word}{settings}: {reason}. Try {remedy} before judging the method."
@@ -87,6 +87,14 @@ def under_trained(trial: TrialResult) -> str | None:
         f"Under-trained{settings}: the last evaluation is the best, and the validation loss was still falling "
         f"(from {before:.4f} to {last:.4f}). Try a larger learning_rate or more epochs before judging the method."
     )
+
+
+def _rose(trial: TrialResult) -> bool:
+    """Returns whether the validation loss stayed above chance and did not fall, which takes more than patience."""
+    losses = validation_losses(trial)
+    outputs = 2 if trial.multi_label else len(trial.label_names)
+    before = losses[0] if len(losses) > 1 else math.log(outputs)
+    return min(losses) > (1.0 + NEAR_CHANCE) * (_chance(trial) or math.inf) and losses[-1] >= before
 
 
 def validation_losses(trial: TrialResult) -> list[float]:
@@ -101,7 +109,7 @@ def _surprise(shares: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _chance(trial: TrialResult) -> float | None:
     """Returns the chance loss on validation; None without its labels, or where all are the same."""
-    labels = trial.predictions.get("validation", ((), ()))[0]
+    labels = trial.labels("validation")
     return (chance_loss(np.asarray(labels), len(trial.label_names)) or None) if len(labels) else None
 
 

@@ -2,7 +2,10 @@
 
 A claim has to hold for other seeds *and* other texts. So p is the larger of two: the exact sign-flip test over seeds,
 which assumes nothing of their distribution and cannot fall below 2 / 2^n with n seeds, and the test behind the
-interval, in which seeds and texts both vary. Holm's correction is over all pairs asked.
+interval, in which seeds and texts both vary.
+
+Holm's correction is over all pairs that could have been asked, also where only those with the chosen row are shown:
+validation chooses among the same trained seeds that are then tested, and what was luck there is luck on test too.
 """
 
 from __future__ import annotations
@@ -35,12 +38,12 @@ class PairTest:
         difference: Mean of `a` minus mean of `b`.
         interval: 95 % interval of the difference over seeds and texts, of one seed over texts alone; None where too
             little is known.
-        p_seeds: Exact sign-flip test over seeds; None where they have none in common.
+        p_seeds: Sign-flip test over seeds; None where they have none in common.
         p_texts: McNemar's test over texts, of the right answers, given these trained classifiers.
         p: The larger of `p_seeds` and the test behind `interval`; None where it cannot be had.
-        p_adjusted: After Holm's correction over all pairs asked.
-        simultaneous: As `interval`, holding for all pairs asked together (Bonferroni); None below two seeds.
-        corrected_for: How many pairs were asked.
+        p_adjusted: After Holm's correction over `corrected_for` pairs.
+        simultaneous: As `interval`, holding for so many pairs together (Bonferroni); None below two seeds.
+        corrected_for: How many pairs could have been asked.
         seeds_needed: Fewest common seeds with which the pair could become significant among so many pairs.
     """
 
@@ -118,17 +121,22 @@ def difference_of(a: Row, b: Row) -> Difference | None:
     return None if known is None else Difference(tuple(differences), known)
 
 
-def tested(pairs: Sequence[tuple[Row, Row]], split: str) -> list[PairTest]:
-    """Returns the tests of all `pairs`, which share one correction."""
-    found = [_tested(a, b, split, len(pairs)) for a, b in pairs]
-    known = [test.p for test in found if test.p is not None]
-    adjusted, needed = iter(holm(known)), seeds_needed(len(known))
+def tested(pairs: Sequence[tuple[Row, Row]], split: str, family: int) -> list[PairTest]:
+    """Returns the tests of `pairs`, which share one correction.
+
+    Args:
+        pairs: Those that are asked for.
+        split: What was scored.
+        family: How many pairs could have been asked, and are corrected for.
+    """
+    found = [_tested(a, b, split, family) for a, b in pairs]
+    adjusted = iter(holm([test.p for test in found if test.p is not None], family))
     return [
         replace(
             test,
             p_adjusted=None if test.p is None else next(adjusted),
-            corrected_for=len(known),
-            seeds_needed=needed,
+            corrected_for=family,
+            seeds_needed=seeds_needed(family),
         )
         for test in found
     ]

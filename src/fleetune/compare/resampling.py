@@ -8,6 +8,7 @@ difference. Draws depend on the number of texts alone, and on nothing random: a 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,10 @@ Score = Callable[[FloatArray], FloatArray]
 DRAWS = 1_000
 MOST_NUMBERS = 4_000_000
 """Of one block of draws, so that a large test split needs no more memory than a small one."""
+MOST_BYTES = 256 << 20
+"""Of what trials are scored by that see a block together; for more trials the blocks are drawn again."""
+MANY_TEXTS = 20_000
+"""From which on a text's label and decision are kept as one small number."""
 EPSILON = float(np.finfo(np.float64).eps)
 
 
@@ -34,6 +39,35 @@ def draws_of(texts: int, draws: int = DRAWS) -> Iterator[FloatArray]:
     for start in range(0, draws, block):
         size = min(block, draws - start)
         yield stream.multinomial(texts, np.full(texts, 1.0 / texts), size=size).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class KeptDraws:
+    """Blocks of draws that are gone through several times, kept in as few bytes as their numbers need.
+
+    Attributes:
+        blocks: `(some draws, texts)` of how often each text is drawn.
+    """
+
+    blocks: tuple[NDArray[Any], ...]
+
+    @property
+    def texts(self) -> int:
+        """How many texts they are of."""
+        return int(self.blocks[0].shape[1])
+
+    def __iter__(self) -> Iterator[FloatArray]:
+        return (block.astype(np.float64) for block in self.blocks)
+
+    def of(self, part: NDArray[np.int64] | None) -> KeptDraws:
+        """Returns the same draws of some of the texts; of all where None."""
+        return self if part is None else KeptDraws(tuple(block[:, part] for block in self.blocks))
+
+
+def kept_draws(texts: int, draws: int) -> KeptDraws:
+    """Returns the blocks of `draws_of`."""
+    blocks = draws_of(texts, draws)
+    return KeptDraws(tuple(block.astype(np.min_scalar_type(int(block.max()))) for block in blocks))
 
 
 def resampled(trials: Sequence[TrialResult], split: str, metric: str, draws: int = DRAWS) -> FloatArray:
@@ -47,17 +81,36 @@ def resampled(trials: Sequence[TrialResult], split: str, metric: str, draws: int
     """
     if not trials:
         return np.empty((0, draws))
-    scores = [score_of(trial, split, metric) for trial in trials]
-    texts = len(trials[0].predictions[split][0])
-    blocks = [np.stack([score(block) for score in scores]) for block in draws_of(texts, draws)]
-    return np.concatenate(blocks, axis=1)
+    texts = len(trials[0].labels(split))
+    together = max(1, MOST_BYTES // max(1, texts * _bytes_of_a_text(trials[0], metric, texts)))
+    parts = []
+    for start in range(0, len(trials), together):
+        scores = [score_of(trial, split, metric) for trial in trials[start : start + together]]
+        blocks = [np.stack([score(block) for score in scores]) for block in draws_of(texts, draws)]
+        parts.append(np.concatenate(blocks, axis=1))
+    return np.concatenate(parts)
+
+
+def _bytes_of_a_text(trial: TrialResult, metric: str, texts: int) -> int:
+    """Returns what the score of one trial keeps of each text, at most."""
+    outputs = len(trial.label_names)
+    match metric:
+        case "accuracy" | "exact_match" | "loss" | "log_loss":
+            return 8
+        case "ece":
+            return 8 * CALIBRATION_BINS * (outputs if trial.multi_label else 1)
+        case "roc_auc":
+            return 24 * outputs
+    if trial.multi_label:
+        return 24 * outputs
+    return 4 if _has_many(texts, outputs) else 48
 
 
 def draws_by_trial(trials: Sequence[TrialResult], split: str, metric: str) -> dict[str, FloatArray]:
     """Returns by trial id its metric on texts drawn anew `(draws,)`; trials with as many texts see the same draws."""
     by_size: dict[int, list[TrialResult]] = {}
     for trial in trials:
-        by_size.setdefault(len(trial.predictions[split][0]), []).append(trial)
+        by_size.setdefault(len(trial.labels(split)), []).append(trial)
     return {
         trial.id: drawn
         for members in by_size.values()
@@ -132,6 +185,8 @@ def _label_sums(
     truth: NDArray[np.int64], chosen: NDArray[np.int64], labels: int
 ) -> Callable[[FloatArray], tuple[FloatArray, FloatArray, FloatArray]]:
     """Returns what takes draws to each label's hits, predictions and texts `(draws, labels)`."""
+    if _has_many(len(truth), labels):
+        return _label_sums_of_many(truth, chosen, labels)
     from scipy.sparse import csr_array
 
     texts = np.arange(len(truth))
@@ -143,6 +198,25 @@ def _label_sums(
     def sums(draws: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         counts = np.asarray(table @ draws.T).T
         return counts[:, :labels], counts[:, labels : 2 * labels], counts[:, 2 * labels :]
+
+    return sums
+
+
+def _has_many(texts: int, labels: int) -> bool:
+    return texts > max(MANY_TEXTS, labels * labels)
+
+
+def _label_sums_of_many(
+    truth: NDArray[np.int64], chosen: NDArray[np.int64], labels: int
+) -> Callable[[FloatArray], tuple[FloatArray, FloatArray, FloatArray]]:
+    """Returns the same numbers as `_label_sums`, from a confusion matrix of each draw: a few bytes a text are kept."""
+    cells = (truth * labels + chosen).astype(np.min_scalar_type(labels * labels))
+
+    def sums(draws: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        places = cells.astype(np.intp)
+        counted = [np.bincount(places, weights=draw, minlength=labels * labels) for draw in draws]
+        matrices = np.stack(counted).reshape(len(draws), labels, labels)
+        return np.diagonal(matrices, axis1=1, axis2=2), matrices.sum(axis=1), matrices.sum(axis=2)
 
     return sums
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetune.compare.learning import loss_at_chance
+from fleetune.compare.stored import Pair, labels_of
 from fleetune.methods import is_baseline, is_floor
 from fleetune.metrics import (
     BoolArray,
@@ -23,7 +25,7 @@ from fleetune.metrics import (
 from fleetune.thresholds import NEUTRAL, final_thresholds, validation_thresholds
 
 TrialStatus = Literal["done", "failed", "running", "pending"]
-Predictions = tuple[NDArray[Any], NDArray[np.float32]]
+Predictions = Pair
 Configuration = tuple[str, ...]
 CHANCE_AREA = 0.5
 GUESSING = 1.645
@@ -87,7 +89,7 @@ class TrialResult:
     multi_label: bool = False
     training: dict[str, Any] = field(default_factory=dict)
     reason: str | None = None
-    predictions: dict[str, Predictions] = field(default_factory=dict)
+    predictions: Mapping[str, Predictions] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     losses: list[tuple[int, float]] = field(default_factory=list)
     parameters: dict[str, int] = field(default_factory=dict)
@@ -120,6 +122,10 @@ class TrialResult:
             _canonical(self.settings),
             _canonical({key: value for key, value in self.training.items() if key not in ("seed", "seeds")}),
         )
+
+    def labels(self, split: str) -> NDArray[Any]:
+        """Returns the labels of the texts of `split` that it predicted; none where it did not. Reads no logits."""
+        return labels_of(self.predictions, split)
 
     def probabilities(self, split: str) -> NDArray[np.float64]:
         """Returns the probabilities `(texts, num_labels)` on `split`, computed in float64."""
@@ -164,7 +170,7 @@ class TrialResult:
 
     def correct(self, split: str) -> BoolArray:
         """Returns whether each text's class, or whole set of labels, is right `(texts,)` on `split`."""
-        right = self.decisions(split) == self.predictions[split][0]
+        right = self.decisions(split) == self.labels(split)
         return np.asarray(right.all(axis=1) if self.multi_label else right)
 
     def degenerate_reason(self, split: str) -> str | None:
@@ -182,7 +188,7 @@ class TrialResult:
         """
         if is_floor(self.kind):
             return None
-        if split not in self.predictions or len(self.predictions[split][0]) == 0:
+        if split not in self.predictions or len(self.labels(split)) == 0:
             return None
         labels, logits = self.predictions[split]
         if not np.isfinite(logits).all():
@@ -207,12 +213,12 @@ class TrialResult:
         Where one class is rare, few right answers more or less than the majority's say nothing: of the correlation of
         guesses with the truth, n times its square is chi-squared (Pearson, 1900).
         """
-        return bool(self.scores(split)["matthews"] * len(self.predictions[split][0]) ** 0.5 <= GUESSING)
+        return bool(self.scores(split)["matthews"] * len(self.labels(split)) ** 0.5 <= GUESSING)
 
     def _clearly_learned(self, split: str) -> bool:
         if self.multi_label:
             return self.scores(split)["roc_auc"] >= CHANCE_AREA + CLEARLY_LEARNED * (1.0 - CHANCE_AREA)
-        majority = majority_share(self.predictions[split][0])
+        majority = majority_share(self.labels(split))
         return float(self.correct(split).mean()) >= majority + CLEARLY_LEARNED * (1.0 - majority)
 
     def _described(self, decision: Any) -> str:

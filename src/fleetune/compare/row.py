@@ -69,7 +69,12 @@ class Row:
     @property
     def tied_with_best(self) -> bool:
         """Whether nothing shows it to be worse than the row that validation chooses."""
-        return self.standing in ("chosen", "tied", "ahead")
+        return self.standing in ("chosen", "tied")
+
+    @property
+    def is_candidate(self) -> bool:
+        """Whether it may be recommended: tied with the best, trained with several seeds, and all of them learned."""
+        return self.tied_with_best and not self.is_baseline and not self.degenerate and len(self.scores) > 1
 
     @property
     def is_baseline(self) -> bool:
@@ -193,14 +198,14 @@ def summed_up(configuration: Configuration, split: str, metric: str, draws: Draw
         _degenerate(configuration, split),
         _degenerate(configuration, "validation"),
         _validation(configuration, metric),
-        len(trials[0].predictions[split][0]) if trials else 0,
+        len(trials[0].labels(split)) if trials else 0,
     )
     return row if draws is None else _with_interval(row, {trial.seed: draws[trial.id] for trial in trials})
 
 
 def scored_trials(configuration: Configuration, split: str) -> list[TrialResult]:
     """Returns the finished trials that have predictions on `split`."""
-    return [trial for trial in configuration.done if len(trial.predictions.get(split, ((), ()))[0])]
+    return [trial for trial in configuration.done if len(trial.labels(split))]
 
 
 def _with_interval(row: Row, draws: dict[int, NDArray[np.float64]]) -> Row:

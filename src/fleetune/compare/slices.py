@@ -19,7 +19,7 @@ from fleetune.compare.decisions import as_sets
 from fleetune.compare.gaps import DRAWS, Scores, gap_between, scores_on_parts
 from fleetune.compare.held_out import HeldOutTexts
 from fleetune.compare.intervals import CONFIDENCE
-from fleetune.compare.resampling import draws_of
+from fleetune.compare.resampling import KeptDraws, kept_draws
 from fleetune.compare.row import Row, scored_trials
 from fleetune.compare.slicing import FEWEST_TEXTS, LABEL, Slice, slices_of
 from fleetune.compare.tests import holm
@@ -182,7 +182,7 @@ def where_it_loses(
     rows = _scored([chosen, *(row for row in others if row.name != chosen.name)], split)
     if len(rows) < 2 or rows[0].name != chosen.name:
         return []
-    _check_sizes(rows, split, len(scored_trials(rows[0].configuration, split)[0].predictions[split][0]))
+    _check_sizes(rows, split, len(scored_trials(rows[0].configuration, split)[0].labels(split)))
     looks: list[tuple[Slice, str, list[Scores]]] = []
     if held_out is not None:
         _check_sizes(rows, split, len(held_out.texts))
@@ -239,16 +239,16 @@ def _scored(rows: Sequence[Row], split: str) -> list[Row]:
 def _check_sizes(rows: Sequence[Row], split: str, texts: int) -> None:
     for row in rows:
         for trial in scored_trials(row.configuration, split):
-            if (size := len(trial.predictions[split][0])) != texts:
+            if (size := len(trial.labels(split))) != texts:
                 raise ValueError(f"{row.name} has predictions for {size} texts of {split}; expected {texts}")
 
 
 def _label_scores(rows: Sequence[Row], split: str) -> list[tuple[Slice, list[Scores]]]:
     """Returns each label with the F1 of each row on it; labels that no text has are left out."""
     first = scored_trials(rows[0].configuration, split)[0]
-    truth = as_sets(first, first.predictions[split][0])
-    blocks = list(draws_of(len(truth), DRAWS))
-    scores = [_label_f1(row, split, blocks) for row in rows]
+    truth = as_sets(first, first.labels(split))
+    draws = kept_draws(len(truth), DRAWS)
+    scores = [_label_f1(row, split, draws) for row in rows]
     return [
         (
             Slice(LABEL, name, np.flatnonzero(truth[:, label])),
@@ -259,17 +259,17 @@ def _label_scores(rows: Sequence[Row], split: str) -> list[tuple[Slice, list[Sco
     ]
 
 
-def _label_f1(row: Row, split: str, blocks: Sequence[FloatArray]) -> tuple[FloatArray, FloatArray]:
+def _label_f1(row: Row, split: str, draws: KeptDraws) -> tuple[FloatArray, FloatArray]:
     """Returns F1 by seed `(seeds, num_labels)`, and its mean over seeds on each draw `(draws, num_labels)`."""
     seeds, drawn = [], []
     for trial in scored_trials(row.configuration, split):
-        truth = as_sets(trial, trial.predictions[split][0]).astype(np.float64)
+        truth = as_sets(trial, trial.labels(split)).astype(np.float64)
         chosen = as_sets(trial, trial.decisions(split)).astype(np.float64)
         doubled, named = 2.0 * truth * chosen, truth + chosen
         if not np.isfinite(trial.predictions[split][1]).all():
             named = np.full_like(named, np.nan)
         seeds.append(_ratio(doubled.sum(axis=0), named.sum(axis=0)))
-        drawn.append(np.concatenate([_ratio(block @ doubled, block @ named) for block in blocks]))
+        drawn.append(np.concatenate([_ratio(block @ doubled, block @ named) for block in draws]))
     return np.array(seeds), np.mean(drawn, axis=0)
 
 

@@ -40,6 +40,7 @@ class Comparison:
         tests: The pairs that were asked about.
         claims: Sentences that the tests allow.
         references: By data, the name of the row that validation chooses: what the others are tested against.
+        verdicts: By data, what may be said of its rows.
         cost: By what the recommended row is the cheapest of the tied.
     """
 
@@ -50,6 +51,7 @@ class Comparison:
     tests: tuple[PairTest, ...] = ()
     claims: tuple[Claim, ...] = ()
     references: Mapping[str, str] = field(default_factory=dict)
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     cost: Cost = "trainable"
 
     @property
@@ -74,6 +76,14 @@ class Comparison:
                 return row
         raise KeyError(name)
 
+    def recommended_on(self, data: str) -> str | None:
+        """Returns the name of the row that is recommended for the data called `data`; None if none is."""
+        return self.verdicts[data].recommended if data in self.verdicts else None
+
+    def lead_on(self, data: str) -> str | None:
+        """Returns the name of the row to look at first: recommended, else what validation chooses."""
+        return self.recommended_on(data) or self.references.get(data)
+
     def tests_frame(self) -> pd.DataFrame:
         """Returns the tests as a table, one line a pair."""
         import pandas as pd
@@ -94,6 +104,7 @@ class Comparison:
             "references": dict(self.references),
             "cost": self.cost,
             "verdict": self.verdict.to_json(),
+            "verdicts": {name: verdict.to_json() for name, verdict in self.verdicts.items()},
         }
 
     def frame(self) -> pd.DataFrame:
@@ -134,8 +145,8 @@ def compare(
         split: Whose predictions are scored; the test split where every finished trial has one, else validation.
         metric: Which score; each trial's own metric where absent.
         cost: By what the cheapest of the tied is recommended.
-        pairs: Which are tested: each configuration against the one that validation chooses, or `all`. Where
-            validation is also what is scored, it had to choose among all of them, and all are corrected for.
+        pairs: Which are shown: each configuration against the one that validation chooses, or `all`. All are
+            corrected for either way: validation chose among all of them, by the same trained seeds.
 
     Raises:
         RecipeError: If the metric is not defined for the labels.
@@ -147,11 +158,18 @@ def compare(
         by_data.setdefault(one.first.data, []).append(one)
     rows = {name: _rows(members, split, metric) for name, members in by_data.items()}
     choices = {name: choose(members, split) for name, members in rows.items()}
-    asked = {name: _asked(members, choices[name], pairs) for name, members in rows.items()}
-    # One correction for all that is asked of the run, whichever data it is about.
-    tests = tested([pair for members in asked.values() for pair in members], split)
+    possible = {name: _pairs(members, choices[name]) for name, members in rows.items()}
+    asked = [
+        (a, b)
+        for name, members in possible.items()
+        for a, b in members
+        if pairs == "all" or a is _row_of(choices[name])
+    ]
+    # One correction for all that can be asked of the run, whichever data it is about.
+    family = sum(map(len, possible.values()))
+    tests = tested(asked, split, family)
     found = {
-        name: _concluded(members, choices[name], [test for test in tests if test.data == name], split, cost, pairs)
+        name: _concluded(members, choices[name], [test for test in tests if test.data == name], split, cost, family)
         for name, members in rows.items()
     }
     first = metric or (trials[0].metric if trials else "f1_macro")
@@ -163,6 +181,7 @@ def compare(
         tuple(test for one in found.values() for test in one.tests),
         (*(claim for one in found.values() for claim in one.claims), *_curve_claims(results, split, metric)),
         {name: choice.row.name for name, choice in choices.items() if choice is not None},
+        {name: one.verdict for name, one in found.items()},
         cost,
     )
 
@@ -188,33 +207,36 @@ def _rows(configurations: Sequence[Configuration], split: str, metric: str | Non
     return [summed_up(one, split, metric, draws) for one in configurations]
 
 
-def _asked(rows: Sequence[Row], choice: Choice | None, pairs: Pairs) -> list[tuple[Row, Row]]:
-    """Returns the pairs to test, the chosen row first in its own; what learned nothing, and floors, are left out."""
+def _pairs(rows: Sequence[Row], choice: Choice | None) -> list[tuple[Row, Row]]:
+    """Returns every pair that can be tested, the chosen row first in its own; baselines are not held against others.
+
+    What learned nothing, and floors, are left out.
+    """
     if choice is None or not choice.row.is_judged:
         return []
     rivals = [row for row in rows if row is not choice.row and row.is_judged]
-    against = [(choice.row, row) for row in rivals]
-    if pairs == "chosen" and not choice.on_scored:
-        return against
-    return against + [(a, b) for a, b in combinations(rivals, 2) if not (a.is_baseline and b.is_baseline)]
+    others = [(a, b) for a, b in combinations(rivals, 2) if not (a.is_baseline and b.is_baseline)]
+    return [(choice.row, row) for row in rivals] + others
+
+
+def _row_of(choice: Choice | None) -> Row | None:
+    return choice.row if choice else None
 
 
 def _concluded(
-    rows: Sequence[Row], choice: Choice | None, tests: Sequence[PairTest], split: str, cost: Cost, pairs: Pairs
+    rows: Sequence[Row], choice: Choice | None, tests: Sequence[PairTest], split: str, cost: Cost, family: int
 ) -> _OnOneData:
-    chosen = choice.row if choice else None
+    chosen = _row_of(choice)
     own = [test for test in tests if chosen is not None and chosen.name in (test.a, test.b)]
-    shown = list(tests) if pairs == "all" else own
-    of_all = len(rows) * (len(rows) - 1) // 2 if choice and choice.on_scored else len(rows) - 1
-    standing = with_ties(rows, chosen, of_all, own)
+    standing = with_ties(rows, chosen, family, own)
     verdict = verdict_on(standing, choice, own, split, cost)
-    return _OnOneData(standing, shown, claims_on(standing, shown, split), verdict)
+    return _OnOneData(standing, list(tests), claims_on(standing, tests, split), verdict)
 
 
 def scored_split(results: Sequence[TrialResult]) -> str:
     """Returns `test` where every trial with predictions has some there, else `validation`."""
     having = [trial for trial in results if trial.predictions]
-    with_test = [trial for trial in having if "test" in trial.predictions and len(trial.predictions["test"][0])]
+    with_test = [trial for trial in having if "test" in trial.predictions and len(trial.labels("test"))]
     return "test" if having and len(with_test) == len(having) else "validation"
 
 

@@ -50,7 +50,7 @@ def mcnemar(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
     """
     from scipy.stats import binomtest, norm
 
-    gained = (np.asarray(a, dtype=np.int64) - np.asarray(b, dtype=np.int64)).sum(axis=0)
+    gained = np.sum(a, axis=0, dtype=np.int64) - np.sum(b, axis=0, dtype=np.int64)
     if not gained.any():
         return 1.0
     if len(a) == 1:
@@ -58,12 +58,19 @@ def mcnemar(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
     return float(2.0 * norm.sf(abs(gained.sum()) / math.sqrt((gained**2).sum())))
 
 
-def holm(values: Sequence[float]) -> list[float]:
-    """Returns the p-values after Holm's correction (1979), which holds whatever the tests have in common."""
+def holm(values: Sequence[float], family: int | None = None) -> list[float]:
+    """Returns the p-values after Holm's correction (1979), which holds whatever the tests have in common.
+
+    Args:
+        values: The p-values.
+        family: How many tests they are part of. Of the others nothing need be known: the smallest of these is at best
+            the smallest of all, so that what is rejected here would be there.
+    """
+    tests = len(values) if family is None else max(family, len(values))
     order = np.argsort(values, kind="stable")
     adjusted, highest = [0.0] * len(values), 0.0
     for rank, place in enumerate(order.tolist()):
-        highest = max(highest, min(1.0, (len(values) - rank) * values[place]))
+        highest = max(highest, min(1.0, (tests - rank) * values[place]))
         adjusted[place] = highest
     return adjusted
 

@@ -16,12 +16,12 @@ from fleetune.compare.choice import Choice
 from fleetune.compare.costs import COST_WORDS, Cost
 from fleetune.compare.pair import PairTest
 from fleetune.compare.row import Row
+from fleetune.compare.tests import seeds_needed
 from fleetune.compare.titles import metric_title
 from fleetune.metrics import is_better
 
 NAMED = 4
-ENOUGH_SEEDS = 6
-ON_SCORED = "The same texts chose and judge; a test split would keep the two apart."
+ON_SCORED = "The same texts chose and judge; only a test split keeps the two apart."
 
 
 @dataclass(frozen=True)
@@ -56,29 +56,34 @@ def verdict_on(
     if not chosen.is_judged:
         reason = next(iter(chosen.degenerate.values()), "it has no usable score there")
         return Verdict(None, None, f"{chosen.name}, {choice.clause}, fails on {split}: {reason}. None is recommended.")
+    on_scored = [ON_SCORED] if choice.on_scored else []
     if len(chosen.scores) < 2:
-        return Verdict(None, None, " ".join([_one_seed(chosen, choice, split), *_remarks(rows, chosen)]))
+        return Verdict(
+            None, None, " ".join([_one_seed(chosen, choice, tests, split), *_remarks(rows, chosen), *on_scored])
+        )
     ahead = [row for row in rows if row.is_baseline and row.standing == "ahead"]
     if ahead:
         return Verdict(
             None,
             None,
             f"{chosen.name}, {choice.clause}, does not come up to the baseline {ahead[0].name} "
-            f"({_against(chosen, ahead[0])} on {split}): none is recommended. {_demonstrated(chosen, tests, None)}",
+            f"({_against(chosen, ahead[0])} on {split}): none is recommended. "
+            f"{_demonstrated(rows, chosen, tests, None)}",
         )
     trained = [row for row in rows if not row.is_baseline]
-    tied = [row for row in trained if row.tied_with_best and not row.degenerate and len(row.scores) > 1]
+    tied = [row for row in trained if row.is_candidate]
     tied = tied if chosen in tied else [chosen, *tied]
     sound = [row for row in tied if not row.configuration.failed] or tied
     recommended = _cheapest(sound, chosen, cost)
     winner = chosen.name if _wins(chosen, rows, tests) else None
     sentences = [
-        _lead(recommended, chosen, choice, tied, split, cost),
-        _demonstrated(chosen, tests, winner),
+        _lead(recommended, chosen, choice, rows, tied, split, cost),
+        *_failed(recommended),
+        _demonstrated(rows, chosen, tests, winner),
         *_outpaced(trained, chosen, recommended, cost),
         *_left_out(tied, sound, recommended, cost),
         *_remarks(rows, chosen),
-        *([ON_SCORED] if choice.on_scored else []),
+        *on_scored,
     ]
     return Verdict(winner, recommended.name, " ".join(sentences))
 
@@ -116,15 +121,22 @@ def _cheapest(rows: Sequence[Row], chosen: Row, cost: Cost) -> Row:
 
 
 def _wins(chosen: Row, rows: Sequence[Row], tests: Sequence[PairTest]) -> bool:
-    """Returns whether every trained rival, and every baseline that was tested, is demonstrated to be worse."""
+    """Returns whether every trained rival, and every baseline that was tested, is demonstrated to be worse.
+
+    Of what some seeds failed the mean is of the survivors, which proves nothing of the rest.
+    """
     beaten = {
         test.b if test.a == chosen.name else test.a
         for test in tests
         if test.is_significant and test.favours(chosen.name)
     }
     others = {test.b if test.a == chosen.name else test.a for test in tests}
-    rivals = {row.name for row in rows if row is not chosen and not row.is_baseline and _may_rival(row)}
-    return bool(rivals) and beaten == rivals | others
+    rivals = _rivals(rows, chosen)
+    return bool(rivals) and beaten == rivals | others and not chosen.configuration.failed
+
+
+def _rivals(rows: Sequence[Row], chosen: Row) -> set[str]:
+    return {row.name for row in rows if row is not chosen and not row.is_baseline and _may_rival(row)}
 
 
 def _may_rival(row: Row) -> bool:
@@ -133,24 +145,39 @@ def _may_rival(row: Row) -> bool:
     return row.is_judged or waiting
 
 
-def _lead(recommended: Row, chosen: Row, choice: Choice, tied: Sequence[Row], split: str, cost: Cost) -> str:
+def _lead(
+    recommended: Row, chosen: Row, choice: Choice, rows: Sequence[Row], tied: Sequence[Row], split: str, cost: Cost
+) -> str:
     score = f"{metric_title(chosen.metric)} {chosen.mean:.3f} on {split}"
     if len(tied) == 1:
-        return f"Ship {chosen.name}: {choice.words}, and on {split} nothing else is tied with it ({score})."
-    group = f"the {len(tied)} configurations that seeds and texts do not tell"
+        others = [row for row in rows if row is not chosen]
+        if others and all(row.standing == "behind" for row in others):
+            return f"Ship {chosen.name}: {choice.words}, and on {split} every other is behind it ({score})."
+        alone = "" if not others else ", and no other comes into question in its place"
+        return f"Ship {chosen.name}: {choice.words} ({score}){alone}."
+    group = f"the {len(tied)} configurations that seeds and texts do not tell apart"
     lowest = cost_of(recommended, cost)
     dearer = [row for row in tied if cost_of(row, cost) > lowest]
+    is_cheapest = math.isfinite(lowest) and len(dearer) == len(tied) - 1
     if recommended is not chosen:
+        among = COST_WORDS[cost] if is_cheapest else f"{COST_WORDS[cost]}, with {len(tied) - len(dearer) - 1} more,"
         return (
-            f"Ship {recommended.name}: it {COST_WORDS[cost]} of {group} from {chosen.name}, {choice.clause} "
+            f"Ship {recommended.name}: it {among} of {group}; {choice.chooser} {chosen.name} "
             f"({_against(recommended, chosen)} on {split})."
         )
-    if math.isfinite(lowest) and len(dearer) == len(tied) - 1:
-        return f"Ship {chosen.name}: {choice.words} ({score}), and it {COST_WORDS[cost]} of {group} apart."
-    return f"Ship {chosen.name}: {choice.words} ({score}), and none of {group} apart is known to be cheaper."
+    if is_cheapest:
+        return f"Ship {chosen.name}: {choice.words} ({score}), and it {COST_WORDS[cost]} of {group}."
+    return f"Ship {chosen.name}: {choice.words} ({score}), and none of {group} is known to be cheaper."
 
 
-def _demonstrated(chosen: Row, tests: Sequence[PairTest], winner: str | None) -> str:
+def _failed(recommended: Row) -> list[str]:
+    failed, trials = len(recommended.configuration.failed), len(recommended.configuration.trials)
+    if not failed:
+        return []
+    return [f"But {failed} of its {trials} seeds failed: the means are of those that did not."]
+
+
+def _demonstrated(rows: Sequence[Row], chosen: Row, tests: Sequence[PairTest], winner: str | None) -> str:
     if winner is not None:
         return f"{winner} is the demonstrated winner: every difference to it is significant after Holm's correction."
     known = [test for test in tests if test.p is not None]
@@ -169,9 +196,14 @@ def _demonstrated(chosen: Row, tests: Sequence[PairTest], winner: str | None) ->
         among = f"among {comparisons}, " if of_all > 1 else "in one comparison, "
         return f"{said}: {among}{had} cannot be significant; set seeds = {needed} to let them."
     if len(shown) == len(tests):
-        return (
-            f"{said}: {chosen.name} is significantly better than all {len(shown)} it was tested against, others wait."
-        )
+        names = listed([test.b if test.a == chosen.name else test.a for test in shown])
+        if chosen.configuration.failed:
+            why = "but some of its seeds failed"
+        elif not _rivals(rows, chosen):
+            why = "and no other that was trained is there to win against"
+        else:
+            why = "and others are not judged yet"
+        return f"{said}: {chosen.name} is significantly better than {names}, {why}."
     if shown:
         return f"{said}: {chosen.name} is significantly better than {len(shown)} of {len(tests)} others only."
     return f"{said}: no difference is significant after Holm's correction over {comparisons}."
@@ -182,7 +214,7 @@ def _outpaced(rows: Sequence[Row], chosen: Row, recommended: Row, cost: Cost) ->
     names = [row.name for row in rows if row.standing == "outpaced" and cost_of(row, cost) < limit]
     if not names:
         return []
-    return [f"Cheaper, but below every seed of {chosen.name}: {listed(names)}; more seeds would tell."]
+    return [f"Cheaper, but worse than every seed of {chosen.name}: {listed(names)}; more seeds would tell."]
 
 
 def _left_out(tied: Sequence[Row], sound: Sequence[Row], recommended: Row, cost: Cost) -> list[str]:
@@ -202,10 +234,10 @@ def _remarks(rows: Sequence[Row], chosen: Row) -> list[str]:
                 f"The baseline {row.name} has a better mean than {chosen.name} ({_against(row, chosen)}): "
                 "no gain from training is shown."
             )
-        elif row.tied_with_best and len(chosen.scores) > 1:
+        elif row.standing in ("tied", "outpaced") and len(chosen.scores) > 1:
             remarks.append(
-                f"Nor is the baseline {row.name} told from {chosen.name} ({_against(row, chosen)}): "
-                "no gain from training is shown."
+                f"That {chosen.name} is better than the baseline {row.name} ({_against(chosen, row)}) is not "
+                "demonstrated."
             )
     ahead = [row.name for row in rows if row.degenerate and not row.is_baseline
              and is_better(chosen.metric, row.mean, chosen.mean)]  # fmt: skip
@@ -215,11 +247,12 @@ def _remarks(rows: Sequence[Row], chosen: Row) -> list[str]:
     return remarks
 
 
-def _one_seed(chosen: Row, choice: Choice, split: str) -> str:
+def _one_seed(chosen: Row, choice: Choice, tests: Sequence[PairTest], split: str) -> str:
+    enough = tests[0].seeds_needed if tests else seeds_needed(1)
     return (
         f"{chosen.name}, {choice.clause}, has {metric_title(chosen.metric)} {chosen.mean:.3f} on {split}, but with one "
         "seed the spread over seeds is not known, so no difference can be told from chance and none is recommended. "
-        f"Set seeds = {ENOUGH_SEEDS} or more in the recipe; 3 give a first reading."
+        f"Set seeds = {enough} or more in the recipe; 3 give a first reading."
     )
 
 

@@ -80,8 +80,8 @@ class CsvText:
             return None
         return first._replace(fields=[name.strip() for name in first.fields])
 
-    def records(self, label_column: int | None = None, labels: Iterable[str] = ()) -> list[Record]:
-        """Returns the records after the header; empty lines are none.
+    def records(self, label_column: int | None = None, labels: Iterable[str] = ()) -> Iterator[Record]:
+        """Returns the records after the header, made as they are asked for; empty lines are none.
 
         A quotation mark that opens on one line and happens to be closed many lines later is found by what lies
         between: where each of these lines alone is a record with a known label, the mark was a stray.
@@ -90,36 +90,33 @@ class CsvText:
             label_column: Index of the column whose values tell records from lines of a text.
             labels: Labels that are known beforehand.
         """
-        records = self._scan()
-        while label_column is not None:
-            strays = self._strays(records, label_column, set(labels))
+        # Only where there are quotation marks can one be a stray. All records at once would be most of a run's memory.
+        while label_column is not None and self.dialect.quote and self.dialect.quote in self.text:
+            strays = self._strays(label_column, set(labels))
             if not strays:
                 break
             self._unbalanced |= strays
-            records = self._scan()
-        return records
+        return self._scan()
 
     def _preamble(self) -> tuple[int, int]:
         # Spreadsheets announce the separator in a line of its own.
         match = re.match(r"sep=.(?:\r\n|\r|\n)", self.text)
         return (match.end(), 2) if match else (0, 1)
 
-    def _scan(self) -> list[Record]:
+    def _scan(self) -> Iterator[Record]:
         header = self.header
         if header is None:
-            return []
+            return
         position = _after_line_end(self.text, header.end)
         line = header.line + 1 + _line_ends(self.text, header.start, header.end)
         width, may_have_nul = len(header.fields), "\0" in self.text
-        records = []
         for record in self._from(position, line):
             if may_have_nul and "\0" in self.text[record.start : record.end]:
                 record = record._replace(problem=NUL)
             elif not record.problem and len(record.fields) != width:
                 got = f"{len(record.fields)} field{'s' if len(record.fields) != 1 else ''}"
                 record = record._replace(problem=f"{RAGGED}: {got}, the header has {width}")
-            records.append(record)
-        return records
+            yield record
 
     def _from(self, position: int, line: int) -> Iterator[Record]:
         """Yields the records of the text from `position`, which is the beginning of `line`."""
@@ -174,13 +171,18 @@ class CsvText:
     def _bad(self, start: int, end: int, line: int, problem: str) -> Record:
         return Record(line, start, end, self.text[start:end].split(self.dialect.delimiter), problem)
 
-    def _strays(self, records: list[Record], label_column: int, known: set[str]) -> set[int]:
+    def _strays(self, label_column: int, known: set[str]) -> set[int]:
         """Returns the lines of the records that swallowed other records."""
-        several = [record for record in records if record.several_lines]
-        if not several or self.header is None:
+        several: list[Record] = []
+        labels = set(known)
+        for record in self._scan():
+            if record.several_lines:
+                several.append(record)
+            elif not record.problem:
+                labels.add(self._label(record.fields, label_column))
+        labels.discard("")
+        if not several:
             return set()
-        single = (record for record in records if not record.several_lines and not record.problem)
-        labels = known.union(self._label(record.fields, label_column) for record in single) - {""}
 
         def is_record(row: str) -> bool:
             return any(self._label(fields, label_column) in labels for fields in self._readings(row))

@@ -97,9 +97,12 @@ def _read_csv(path: Path, decoded: Decoded, source: str, config: DataConfig) -> 
 def _table_of_records(parsed: CsvText, header: list[str], source: str, config: DataConfig) -> Table:
     places = {name: header.index(name) for name in config.columns}
     table = Table(source, {name: [] for name in places})
-    appends = [(table.columns[name].append, place) for name, place in places.items()]
+    few = {*config.label_columns, *(config.slices or ())} - set(config.text_columns)
+    appends = [(table.columns[name].append, place, name in few) for name, place in places.items()]
     limit = config.max_field_characters
     label = config.label_columns[0]
+    # A label or slice is one string in memory, however many records have it.
+    same: dict[str, str] = {}
     for record in parsed.records(None if label in config.text_columns else places[label], config.labels or ()):
         problem = record.problem
         if record.end - record.start > limit and not problem:
@@ -110,8 +113,9 @@ def _table_of_records(parsed: CsvText, header: list[str], source: str, config: D
             table.quarantine.append(QuarantinedRecord(source, record.line, problem, excerpt(begin)))
             continue
         table.lines.append(record.line)
-        for append, place in appends:
-            append(record.fields[place])
+        for append, place, is_one_of_few in appends:
+            cell = record.fields[place]
+            append(same.setdefault(cell, cell) if is_one_of_few else cell)
     return table
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +23,7 @@ from fleetune.data.sources import read_sources
 from fleetune.data.split import Labels, draw, split_texts
 from fleetune.data.table import QuarantinedRecord
 from fleetune.data.unlabelled import take_unlabelled, unlabelled_warning, with_unlabelled
-from fleetune.data.writing import write_json, write_text, write_whole
+from fleetune.data.writing import runs, write_json, write_row_groups, write_text
 from fleetune.errors import DataError
 
 Indices = NDArray[np.int64]
@@ -54,24 +56,27 @@ class Prepared:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "audit.json", (audit or self.audit).to_json())
         write_text(folder / "quarantine.csv", quarantine_csv(self.quarantine))
-        write_whole(folder / "splits.parquet", self._write_splits)
+        write_row_groups(folder / "splits.parquet", _splits_schema(), _splits_rows(self.dataset))
 
-    def _write_splits(self, path: Path) -> None:
-        import pyarrow
-        import pyarrow.parquet
 
-        dataset = self.dataset
-        order = np.concatenate([dataset.splits[split] for split in SPLITS])
-        names = [split for split in SPLITS for _ in range(len(dataset.splits[split]))]
-        table = pyarrow.table(
-            {
-                "split": pyarrow.array(names).dictionary_encode(),
-                "index": order,
-                "source": pyarrow.DictionaryArray.from_arrays(dataset.files[order].astype(np.int32), dataset.sources),
-                "line": dataset.lines[order],
-            }
-        )
-        pyarrow.parquet.write_table(table, path, compression="zstd")
+def _splits_schema() -> Any:
+    import pyarrow
+
+    words = pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
+    return pyarrow.schema([("split", words), ("index", pyarrow.int64()), ("source", words), ("line", pyarrow.int64())])
+
+
+def _splits_rows(dataset: Dataset) -> Iterator[list[Any]]:
+    import pyarrow
+
+    for split in SPLITS:
+        for rows in runs(dataset.splits[split]):
+            yield [
+                pyarrow.DictionaryArray.from_arrays(np.zeros(len(rows), dtype=np.int32), [split]),
+                pyarrow.array(rows),
+                pyarrow.DictionaryArray.from_arrays(dataset.files[rows].astype(np.int32), dataset.sources),
+                pyarrow.array(dataset.lines[rows]),
+            ]
 
 
 def prepare(config: DataConfig, base: Path = Path()) -> Prepared:
@@ -102,6 +107,7 @@ def prepare(config: DataConfig, base: Path = Path()) -> Prepared:
     open_gate(accepted + unscored + len(quarantine), quarantine, config.max_bad_rows)
     _require_texts(accepted, len(quarantine), filtered, config)
     everything = _join(config.name, sources, encoded, origins, labels)
+    del sources, encoded, read
     _require_classes(everything)
 
     normal = normalised_texts(everything.texts, everything.pairs)
@@ -113,6 +119,7 @@ def prepare(config: DataConfig, base: Path = Path()) -> Prepared:
     _require_training_texts(everything, splits, config)
     dataset, kept = _compact(everything, splits)
     near, warnings = _near_leaks(dataset, [normal[index] for index in kept.tolist()], groups[kept])
+    del normal
 
     conflicts = _count_conflicts(everything.labels, groups)
     warnings = [*_warnings(dataset, conflicts, leaks, dropped, config), *warnings]
@@ -345,9 +352,9 @@ def _near_leaks(dataset: Dataset, normal: list[str], groups: Indices) -> tuple[d
             continue
         ours, theirs = searched[near.found[0]], int(train[near.resembles[0]])
         part = "" if near.compared == len(train) else f" ({near.compared:,} of {len(train):,} training texts compared)"
+        what = f"1 text of {split} stands" if counts[split] == 1 else f"{counts[split]:,} texts of {split} stand"
         warnings.append(
-            f"{len(near.found):,} texts of {split} nearly stand in training{part}, "
-            f"such as {dataset.place(ours)} and {dataset.place(theirs)}"
+            f"{what} in training but for a few words{part}, such as {dataset.place(ours)} and {dataset.place(theirs)}"
         )
     return counts, warnings
 

@@ -31,6 +31,9 @@ class Sequences:
     cut: NDArray[np.bool_]
 
 
+NO_SEQUENCES = Sequences([], None, np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.bool_))
+
+
 def make_sequences(
     tokenizer: Any,
     texts: list[str],

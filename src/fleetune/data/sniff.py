@@ -221,7 +221,7 @@ def _read_csv(decoded: Decoded, path: Path) -> _Raw:
     header = parsed.header
     if header is None:
         raise DataError(f"{path} is empty; expected a header and labelled texts.")
-    records = parsed.records()
+    records = list(parsed.records())
     good = [record.fields for record in records[:PROFILED_ROWS] if not record.problem]
     columns: dict[str, list[Cell]] = {
         name: [fields[place] for fields in good] for place, name in enumerate(header.fields) if name

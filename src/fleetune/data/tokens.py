@@ -6,6 +6,8 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +18,17 @@ from numpy.typing import NDArray
 
 from fleetune.data.cutting import Cutting, WindowPool
 from fleetune.data.dataset import Dataset, hash_texts
-from fleetune.data.sequences import find_frame, lengths_of, make_sequences
+from fleetune.data.growing import GrowingArray
+from fleetune.data.sequences import NO_SEQUENCES, find_frame, lengths_of, make_sequences
 from fleetune.errors import DataError, StorageError
 
 FORMAT = 1
 TEXTS_AT_ONCE = 2_000
 MANIFEST = "manifest.json"
 ARRAYS = ("input_ids", "offsets", "full_lengths", "type_ids", "text_offsets", "cut", "pool")
+STREAMED = ("input_ids", "type_ids")
+"""Those with a value a token, which are written as they are made."""
+SUMMED = ("offsets", "text_offsets")
 HEAD = Cutting()
 
 
@@ -77,6 +83,12 @@ class Tokens:
         return np.ones(len(self), dtype=np.int64) if self.text_offsets is None else np.diff(self.text_offsets)
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of all the arrays."""
+        arrays = self.input_ids, self.type_ids, self.offsets, self.full_lengths, self.text_offsets, self.cut
+        return sum(array.nbytes for array in arrays if array is not None)
+
+    @property
     def truncated(self) -> NDArray[np.bool_]:
         """`(texts,)` whether the backbone is not shown all of a text."""
         return self.lengths < self.full_lengths if self.cut is None else self.cut
@@ -116,9 +128,8 @@ def tokenize(
     tokens = open_tokens(folder)
     if tokens is not None and len(tokens) == len(dataset):
         return tokens
-    arrays = _encode(dataset, tokenizer, max_tokens, cutting)
     try:
-        _write(arrays, folder)
+        _write(_encode(dataset, tokenizer, max_tokens, cutting), folder)
     except OSError as error:
         raise StorageError(
             f"the tokens cannot be written to {folder}: {error.strerror or error}.\n"
@@ -137,7 +148,9 @@ def tokenize_in_memory(dataset: Dataset, tokenizer: Any, max_tokens: int, cuttin
         DataError: If a text gives no tokens, or `max_tokens` leaves no room.
         RecipeError: If windows would leave tokens out, or texts are pairs and would be read in windows.
     """
-    return _tokens(_encode(dataset, tokenizer, max_tokens, cutting), Path())
+    parts = list(_encode(dataset, tokenizer, max_tokens, cutting))
+    streamed = {name: np.concatenate([part[name] for part in parts]) for name in STREAMED if name in parts[0]}
+    return _tokens(streamed | _whole(parts), Path())
 
 
 def _tokens(arrays: dict[str, NDArray[Any]], folder: Path) -> Tokens:
@@ -181,45 +194,38 @@ def _identity(tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def _encode(dataset: Dataset, tokenizer: Any, max_tokens: int, cutting: Cutting) -> dict[str, NDArray[Any]]:
+def _encode(dataset: Dataset, tokenizer: Any, max_tokens: int, cutting: Cutting) -> Iterator[dict[str, NDArray[Any]]]:
+    """Yields the arrays of some texts at a time, with sizes in the place of offsets; one part at least."""
     frame = None
     if cutting.long_texts != "head":
         frame = find_frame(tokenizer, dataset.pairs is not None)
         cutting.check(frame, max_tokens)
-    input_ids, type_ids, lengths = [], [], []
-    full_lengths, counts, cut = [], [], []
-    for start in range(0, len(dataset), TEXTS_AT_ONCE):
+    for start in range(0, max(1, len(dataset)), TEXTS_AT_ONCE):
         texts = dataset.texts[start : start + TEXTS_AT_ONCE]
         pairs = None if dataset.pairs is None else dataset.pairs[start : start + TEXTS_AT_ONCE]
-        made = make_sequences(tokenizer, texts, pairs, max_tokens, cutting, frame)
+        made = make_sequences(tokenizer, texts, pairs, max_tokens, cutting, frame) if texts else NO_SEQUENCES
         if not made.full_lengths.all():
             empty = start + int(np.flatnonzero(made.full_lengths == 0)[0])
             raise DataError(f"the text at {dataset.place(empty)} gives no tokens with this backbone's tokenizer.")
-        input_ids.append(_flat(made.ids, np.int32))
-        type_ids += [] if made.types is None else [_flat(made.types, np.uint8)]
-        lengths.append(lengths_of(made.ids))
-        full_lengths.append(made.full_lengths)
-        counts.append(made.counts)
-        cut.append(made.cut)
-    arrays: dict[str, NDArray[Any]] = {
-        "input_ids": _joined(input_ids, np.int32),
-        "offsets": _offsets(lengths),
-        "full_lengths": _joined(full_lengths, np.int32),
-    }
-    if type_ids:
-        arrays["type_ids"] = _joined(type_ids, np.uint8)
-    if cutting.long_texts == "windows":
-        pool = np.array([cutting.window_pool])
-        arrays |= {"text_offsets": _offsets(counts), "cut": _joined(cut, np.bool_), "pool": pool}
-    return arrays
+        part: dict[str, NDArray[Any]] = {
+            "input_ids": _flat(made.ids, np.int32),
+            "offsets": lengths_of(made.ids),
+            "full_lengths": made.full_lengths.astype(np.int32),
+        }
+        if made.types is not None:
+            part["type_ids"] = _flat(made.types, np.uint8)
+        if cutting.long_texts == "windows":
+            part |= {"text_offsets": made.counts, "cut": made.cut, "pool": np.array([cutting.window_pool])}
+        yield part
 
 
-def _joined(parts: list[NDArray[Any]], dtype: type) -> NDArray[Any]:
-    return np.concatenate([*parts, np.empty(0, dtype=dtype)]).astype(dtype)
-
-
-def _offsets(sizes: list[NDArray[np.int64]]) -> NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(_joined(sizes, np.int64))]).astype(np.int64)
+def _whole(parts: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """Returns the arrays with one value a text or sequence, sizes summed up to offsets."""
+    whole: dict[str, NDArray[Any]] = {}
+    for name in (name for name in ARRAYS if name in parts[0] and name not in STREAMED):
+        joined = parts[0][name] if name == "pool" else np.concatenate([part[name] for part in parts])
+        whole[name] = np.concatenate([[0], np.cumsum(joined)]).astype(np.int64) if name in SUMMED else joined
+    return whole
 
 
 def _flat(rows: list[list[int]], dtype: type) -> NDArray[Any]:
@@ -243,15 +249,16 @@ def open_tokens(folder: Path) -> Tokens | None:
         return None
 
 
-def _write(arrays: dict[str, NDArray[Any]], folder: Path) -> None:
-    """Writes the arrays and their checksums beside `folder` and puts them in its place in one step."""
+def _write(parts: Iterable[Mapping[str, NDArray[Any]]], folder: Path) -> None:
+    """Writes the arrays and their checksums beside `folder` and puts them in its place in one step.
+
+    Token ids go to the disk as they come: those of all texts are never in memory together.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        for name in ARRAYS:
-            if name in arrays:
-                np.save(temporary / f"{name}.npy", arrays[name], allow_pickle=False)
-        checksums = {name: _checksum(temporary / f"{name}.npy") for name in arrays}
+        names = _write_arrays(parts, temporary)
+        checksums = {name: _checksum(temporary / f"{name}.npy") for name in names}
         manifest = json.dumps({"format": FORMAT, "sha256": checksums}, indent=2)
         (temporary / MANIFEST).write_text(manifest, encoding="utf-8")
         temporary.chmod(0o755)
@@ -265,6 +272,23 @@ def _write(arrays: dict[str, NDArray[Any]], folder: Path) -> None:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_arrays(parts: Iterable[Mapping[str, NDArray[Any]]], folder: Path) -> list[str]:
+    """Writes an `.npy` file for each array into `folder`; returns the arrays' names."""
+    rest = []
+    with ExitStack() as stack:
+        growing: dict[str, GrowingArray] = {}
+        for part in parts:
+            for name in (name for name in STREAMED if name in part):
+                if name not in growing:
+                    growing[name] = stack.enter_context(GrowingArray(folder / f"{name}.npy", part[name].dtype))
+                growing[name].append(part[name])
+            rest.append({name: values for name, values in part.items() if name not in STREAMED})
+    whole = _whole(rest)
+    for name, values in whole.items():
+        np.save(folder / f"{name}.npy", values, allow_pickle=False)
+    return [name for name in ARRAYS if name in growing or name in whole]
 
 
 def _checksum(path: Path) -> str:

@@ -7,11 +7,16 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 CRLF = "\r\n"
+ROWS_IN_GROUP = 1 << 16
 _FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r", "\n", "|", "%", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """A spreadsheet takes text that begins so for a formula, or for a command; the last are the full-width signs."""
 
@@ -48,6 +53,37 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_row_groups(path: Path, schema: Any, groups: Iterable[Sequence[Any]]) -> None:
+    """Writes a Parquet file whole or not at all, and onto the disk; only one group of its rows is in memory at a time.
+
+    Args:
+        path: The file, in a folder that is there.
+        schema: Its columns, as pyarrow has them.
+        groups: The columns of each group of rows, as arrays.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    beside = path.with_name(path.name + ".partial")
+    with beside.open("wb") as file:
+        with pyarrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer:
+            for columns in groups:
+                writer.write_table(pyarrow.Table.from_arrays(list(columns), schema=schema))
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def runs(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Yields `rows` in as few parts as make groups of rows for `write_row_groups`, none for no rows."""
+    return (rows[start : start + ROWS_IN_GROUP] for start in range(0, len(rows), ROWS_IN_GROUP))
 
 
 def write_text(path: Path, text: str) -> None:

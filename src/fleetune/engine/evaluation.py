@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from fleetune.data.tokens import Tokens
 from fleetune.engine.backbone import Backbone
 from fleetune.engine.lanes import lanes
 from fleetune.engine.layout import pack_sequences
+from fleetune.engine.logits import KeptLogits
 from fleetune.engine.parameters import SEPARATOR
 from fleetune.engine.windows import Windows
 from fleetune.methods.base import Method
@@ -25,6 +27,11 @@ if TYPE_CHECKING:
 
 SLOT_APART = -1
 """Slot of tensors that belong to no fleet."""
+PASSES_AT_ONCE = 512
+"""Whose logits wait in memory to be put where they are kept."""
+
+Pass = tuple[list[int], NDArray[np.int64]]
+"""Slots, and the sequences that run for each of them."""
 
 
 def predict_logits(
@@ -35,7 +42,16 @@ def predict_logits(
     Texts run in order of length, so that a pass holds texts of about one length; one pass holds a batch of texts
     for as many trials as fit.
     """
-    return logits_by_slot(backbone, {trial.slot: trial.parameters.head for trial in trials}, tokens, texts)
+    kept = keep_logits(backbone, trials, tokens, texts, None)
+    return {slot: logits.array() for slot, logits in kept.items()}
+
+
+def keep_logits(
+    backbone: Backbone, trials: Sequence[Trial], tokens: Tokens, texts: NDArray[np.int64], folder: Path | None
+) -> dict[int, KeptLogits]:
+    """Returns what `predict_logits` does, but logits of many texts are put into files in `folder` as they come."""
+    heads = {trial.slot: trial.parameters.head for trial in trials}
+    return _logits_by_slot(backbone, heads, tokens, texts, folder)
 
 
 def trial_logits(
@@ -64,30 +80,27 @@ def trial_logits(
     backbone.attach(SLOT_APART, method, by_site)
     try:
         chosen = np.arange(len(tokens)) if texts is None else texts
-        return logits_by_slot(backbone, {SLOT_APART: head}, tokens, chosen)[SLOT_APART]
+        return _logits_by_slot(backbone, {SLOT_APART: head}, tokens, chosen, None)[SLOT_APART].array()
     finally:
         backbone.detach(SLOT_APART)
 
 
-def logits_by_slot(
-    backbone: Backbone, heads: Mapping[int, Mapping[str, Tensor]], tokens: Tokens, texts: NDArray[np.int64]
-) -> dict[int, NDArray[np.float32]]:
+def _logits_by_slot(
+    backbone: Backbone,
+    heads: Mapping[int, Mapping[str, Tensor]],
+    tokens: Tokens,
+    texts: NDArray[np.int64],
+    folder: Path | None,
+) -> dict[int, KeptLogits]:
     """Returns the logits `(texts, num_labels)` of each slot, given its head; its deltas are attached already.
 
     Windows of long texts run one by one, like texts, and are pooled at the end: no text makes a pass large.
     """
     sequences, counts = tokens.sequences_of(texts), tokens.sequence_counts[texts]
-    lengths = tokens.sequence_lengths[sequences]
-    order = np.argsort(lengths, kind="stable")
-    with_virtual = lengths + backbone.most_virtual_tokens
-    results: dict[int, NDArray[np.float32]] = {}
-    passes = [
-        (slots, rows)
-        for slots in _groups(backbone, list(heads))
-        for rows in _batches(order, with_virtual, tokens_in_one_pass() // len(slots))
-    ]
+    results: dict[int, KeptLogits] = {}
+    passes = _passes(backbone, list(heads), tokens.sequence_lengths[sequences])
 
-    def predict(item: tuple[list[int], NDArray[np.int64]]) -> dict[int, NDArray[np.float32]]:
+    def predict(item: Pass) -> dict[int, NDArray[np.float32]]:
         slots, rows = item
         with torch.inference_mode():
             batches = [(slot, sequences[rows]) for slot in slots]
@@ -95,15 +108,40 @@ def logits_by_slot(
             logits = backbone.logits(pack, {slot: dict(heads[slot]) for slot in slots}, {})
             return {slot: values.float().cpu().numpy() for slot, values in logits.items()}
 
-    for (_, rows), logits in zip(passes, lanes().map(predict, passes, backbone.serves_lanes), strict=True):
-        for slot, values in logits.items():
-            if slot not in results:
-                results[slot] = np.empty((len(sequences), values.shape[1]), dtype=np.float32)
-            results[slot][rows] = values
+    for part in _in_rounds(passes):
+        for (_, rows), logits in zip(part, lanes().map(predict, part, backbone.serves_lanes), strict=True):
+            for slot, values in logits.items():
+                if slot not in results:
+                    results[slot] = KeptLogits(len(sequences), values.shape[1], folder)
+                results[slot].put(rows, values)
     if len(sequences) == len(texts):
         return results
     windows = Windows(torch.from_numpy(counts), tokens.pool)
-    return {slot: windows.pooled(torch.from_numpy(values)).numpy() for slot, values in results.items()}
+    return {slot: _pooled(results.pop(slot), windows, folder) for slot in list(results)}
+
+
+def _passes(backbone: Backbone, slots: list[int], lengths: NDArray[np.int64]) -> list[Pass]:
+    """Returns which sequences run together, those of about one length, for which slots."""
+    order = np.argsort(lengths, kind="stable")
+    with_virtual = lengths + backbone.most_virtual_tokens
+    groups = _groups(backbone, slots)
+    limits = {tokens_in_one_pass() // len(group) for group in groups}
+    batches = {limit: list(_batches(order, with_virtual, limit)) for limit in limits}
+    return [(group, rows) for group in groups for rows in batches[tokens_in_one_pass() // len(group)]]
+
+
+def _in_rounds(passes: list[Pass]) -> Iterator[list[Pass]]:
+    """Yields runs of passes, even in number: a pass alone would be computed by all lanes' cores, and otherwise."""
+    rounds = -(-len(passes) // PASSES_AT_ONCE)
+    for number in range(rounds):
+        yield passes[len(passes) * number // rounds : len(passes) * (number + 1) // rounds]
+
+
+def _pooled(logits: KeptLogits, windows: Windows, folder: Path | None) -> KeptLogits:
+    values = windows.pooled(torch.from_numpy(np.array(logits.array()))).numpy()
+    pooled = KeptLogits(len(values), values.shape[1], folder)
+    pooled.put(np.arange(len(values)), values)
+    return pooled
 
 
 def tokens_in_one_pass() -> int:

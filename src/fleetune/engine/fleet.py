@@ -18,14 +18,16 @@ from fleetune.data.tokens import Tokens
 from fleetune.engine.backbone import Backbone
 from fleetune.engine.config import CHECKPOINT_SECONDS
 from fleetune.engine.cuts import Cuts
-from fleetune.engine.evaluation import predict_logits, shares_packs
+from fleetune.engine.evaluation import keep_logits, shares_packs
 from fleetune.engine.events import Evaluated, Event, Failed, Finished, Stepped
 from fleetune.engine.generation import CheckpointStore
 from fleetune.engine.lanes import lanes
 from fleetune.engine.layout import even_runs, pack_texts
+from fleetune.engine.logits import KeptLogits
 from fleetune.engine.loss import batch_loss, class_weights
 from fleetune.engine.positions import check_positions
 from fleetune.engine.trial import Trial, TrialSpec
+from fleetune.memory import is_out_of_memory
 from fleetune.metrics import evaluate
 from fleetune.runtime import device
 from fleetune.thresholds import validation_thresholds
@@ -50,12 +52,6 @@ class FleetData:
     tokens: Tokens
     labels: NDArray[np.int64] | NDArray[np.uint8]
     splits: dict[SplitName, NDArray[np.int64]]
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Returns whether `error` says that memory ran out, on a GPU or in the process."""
-    words = "can't allocate memory", "not enough memory", "out of memory"
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 @dataclass(frozen=True)
@@ -116,6 +112,7 @@ class Fleet:
         self.data = data
         self.trials = [Trial(spec, slot, backbone, data.splits["train"]) for slot, spec in enumerate(specs)]
         self._cuts = Cuts(checkpoints, checkpoint_seconds)
+        self._folder = None if checkpoints is None else checkpoints.root
         self._is_stopped = is_stopped
         self._is_settled = False
         self._attached: dict[int, int] = {}
@@ -330,14 +327,14 @@ class Fleet:
         """Evaluates trials on validation, all in one pass."""
         texts = self.data.splits.get("validation", np.empty(0, dtype=np.int64))
         started = time.monotonic()
-        logits = predict_logits(self.backbone, due, self.data.tokens, texts) if len(texts) else {}
+        logits = self._predict(due, texts) if len(texts) else {}
         seconds = (time.monotonic() - started) / len(due)
         self._is_settled = False
         self._share_time(due, started)
         for trial in due:
             trial.progress.evaluated_step = trial.progress.step
             if trial.slot in logits:
-                labels, own = self.data.labels[texts], logits[trial.slot]
+                labels, own = self.data.labels[texts], logits[trial.slot].array()
                 thresholds = validation_thresholds(trial.spec.training.thresholds, labels, own)
                 metrics = evaluate(labels, own, thresholds)
                 best = trial.judge(metrics[trial.spec.training.metric])
@@ -347,33 +344,39 @@ class Fleet:
                     trial.spec.id, trial.progress.step, trial.epoch, metrics, best, texts=len(texts), seconds=seconds
                 )
 
+    def _predict(self, trials: list[Trial], texts: NDArray[np.int64]) -> dict[int, KeptLogits]:
+        return keep_logits(self.backbone, trials, self.data.tokens, texts, self._folder)
+
     def _finish(self, ended: list[Trial]) -> Iterator[Event]:
         """Predicts validation and test with each trial's best parameters, and lets them go."""
         started = time.monotonic()
-        predictions, read = self._predict(ended)
+        predictions, read = self._predict_best(ended)
         self._is_settled = False
         seconds_a_text = (time.monotonic() - started) / max(1, sum(read.values()))
         self._share_time(ended, started)
         for trial in ended:
             trial.progress.finished = True
             self._cuts.close(trial)
+            trial.best_logits = None
             self._detach(trial)
+            # Looked at and let go trial by trial: what is in files does not come into memory together.
+            own = predictions.pop(trial.slot)
             yield Finished(
                 trial=trial.spec.id,
                 steps=trial.progress.step,
                 best_step=trial.progress.best_step or trial.progress.step,
                 stopped_early=trial.progress.stopped_early,
                 seconds=trial.progress.seconds,
-                predictions=predictions[trial.slot],
+                predictions={split: kept.array() for split, kept in own.items()},
                 evaluated_texts=read[trial.slot],
                 evaluation_seconds=read[trial.slot] * seconds_a_text,
                 trained_tokens=trial.trained_tokens(self.data.tokens.lengths),
             )
 
-    def _predict(self, ended: list[Trial]) -> tuple[dict[int, dict[SplitName, NDArray[np.float32]]], dict[int, int]]:
+    def _predict_best(self, ended: list[Trial]) -> tuple[dict[int, dict[SplitName, KeptLogits]], dict[int, int]]:
         """Returns by slot what the best parameters predict, and how many texts were read for it."""
         last = {trial.slot: trial.parameters.state() for trial in ended}
-        predictions: dict[int, dict[SplitName, NDArray[np.float32]]] = {trial.slot: {} for trial in ended}
+        predictions: dict[int, dict[SplitName, KeptLogits]] = {trial.slot: {} for trial in ended}
         read = {trial.slot: 0 for trial in ended}
         try:
             for trial in ended:
@@ -385,10 +388,7 @@ class Fleet:
                 known = {trial.slot: trial.best_logits for trial in ended if split == "validation"}
                 unknown = [trial for trial in ended if known.get(trial.slot) is None]
                 read |= {trial.slot: read[trial.slot] + len(texts) for trial in unknown}
-                for slot, logits in {
-                    **known,
-                    **predict_logits(self.backbone, unknown, self.data.tokens, texts),
-                }.items():
+                for slot, logits in {**known, **self._predict(unknown, texts)}.items():
                     assert logits is not None
                     predictions[slot][split] = logits
         finally:

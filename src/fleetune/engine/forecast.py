@@ -18,6 +18,10 @@ from fleetune.runtime import device, pick_precision
 
 GROWTH = {"cpu": 1.08, "cuda": 1.0}
 """Memory after hundreds of steps over a probe's: fragments of the allocator, code for further sizes of batches."""
+BYTES_OF_AN_EVALUATED_TEXT = 64
+"""Its number, length and place in the order of evaluation, several times over."""
+BYTES_OF_AN_EVALUATED_VALUE = 64
+"""Of one trial's logits while metrics are computed: in double precision, sorted, compared with thresholds."""
 UTILISATION = 0.5
 """Share of the matrix-product peak that training reaches, where no probe says better."""
 
@@ -59,6 +63,25 @@ def forecast_by_shape(
     operations = train_tokens * (each + again) + evaluated_tokens * forward
     rate = UTILISATION * matrix_product_rate(pick_precision(training.precision))
     return Forecast(operations / rate, needed_bytes)
+
+
+def order_bytes(data: FleetData) -> int:
+    """Returns the memory of the order in which one trial sees its training texts."""
+    return np.dtype(np.int64).itemsize * len(data.splits["train"])
+
+
+def text_bytes(data: FleetData, num_labels: int) -> int:
+    """Returns the memory that grows with the number of texts and that a probe, which sees a few of them, does not take.
+
+    Token ids are mapped from a file, but count as resident once they have been read.
+
+    Args:
+        data: The texts.
+        num_labels: Number of the classifier's outputs.
+    """
+    held_out = max(len(data.splits.get(split, ())) for split in ("validation", "test"))
+    evaluated = BYTES_OF_AN_EVALUATED_TEXT + BYTES_OF_AN_EVALUATED_VALUE * num_labels
+    return data.tokens.nbytes + held_out * evaluated
 
 
 def _tokens(training: TrainingConfig, data: FleetData) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from fleetune.engine.checkpoint import SavedFile, load_tensors, save_checkpoint,
 from fleetune.engine.config import TrainingConfig
 from fleetune.engine.dropout import Stream
 from fleetune.engine.generation import KEPT, TrialCut
+from fleetune.engine.logits import KeptLogits
 from fleetune.engine.optimizer import TrialOptimizer
 from fleetune.engine.parameters import TrialParameters
 from fleetune.engine.starts import plan_parameters
@@ -95,7 +96,7 @@ class Trial:
         self.optimizer = TrialOptimizer(self.parameters, spec.training, self.total_steps)
         self.progress = Progress()
         self.best: dict[str, Tensor] | None = None
-        self.best_logits: NDArray[np.float32] | None = None
+        self.best_logits: KeptLogits | None = None
         self.totals = StepTotals()
         self.micro_step = 0
         self._best_files: deque[tuple[int, SavedFile]] = deque(maxlen=KEPT)
@@ -222,7 +223,7 @@ class Trial:
         else:
             tensors = {f"{PARAMETERS}{key}": tensor for key, tensor in self.best.items()}
             if self.best_logits is not None:
-                tensors[LOGITS] = torch.from_numpy(self.best_logits)
+                tensors[LOGITS] = torch.from_numpy(self.best_logits.array())
             file = save_tensors(root, f"{self.spec.id}/best/state-{name}.safetensors", tensors)
         self._best_files.append((step, file))
         return file
@@ -239,7 +240,7 @@ class Trial:
         if cut.best is not None:
             best = load_tensors(root, cut.best)
             self.best = _below(PARAMETERS, best)
-            self.best_logits = best[LOGITS].numpy() if LOGITS in best else None
+            self.best_logits = KeptLogits.of(best[LOGITS].numpy(), root) if LOGITS in best else None
             self._best_files.append((self.progress.best_step, cut.best))
 
     def write_final(self, folder: Path) -> None:

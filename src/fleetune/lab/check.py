@@ -17,7 +17,7 @@ from fleetune.lab.forecasts import forecast_fleets
 from fleetune.lab.inputs import Inputs, audit_with, gather_inputs, tokens_for
 from fleetune.lab.plan import Trial
 from fleetune.lab.recipe import Recipe
-from fleetune.memory import available_bytes, used_bytes
+from fleetune.memory import available_bytes, begin_peak, peak_bytes, used_bytes
 from fleetune.methods import is_baseline
 from fleetune.runtime import is_busy
 
@@ -74,7 +74,6 @@ class Check:
                 }
                 for fleet, known in zip(self.inputs.plan.fleets, self.fleets, strict=True)
             ],
-            "curve_trials": self.curve_trials,
             "warnings": list(self.warnings),
         }
 
@@ -106,6 +105,7 @@ def check(recipe: Recipe, say: Say = lambda line: None) -> Check:
     """
     if is_busy():
         say("other programs keep this machine busy: the forecasts will be too long")
+    begin_peak()
     inputs = gather_inputs(recipe)
     with tempfile.TemporaryDirectory(prefix="fleetune-") as cache:
         tokens = {
@@ -117,7 +117,7 @@ def check(recipe: Recipe, say: Say = lambda line: None) -> Check:
                                         tokens[data.name, recipe.backbones[0].name])
                   for data in recipe.data}  # fmt: skip
         memory = available_bytes() + used_bytes()
-        fleets = forecast_fleets(inputs, tokens, say)
+        fleets = forecast_fleets(inputs, tokens, say, preparing=peak_bytes())
     return Check(inputs, audits, fleets, memory, tuple(_warnings(inputs, audits, fleets, memory)))
 
 

@@ -181,7 +181,7 @@ def export_trial(
         probe=open_tokens(run / facts["tokens"]),
         merge=merge,
     )
-    if len(trial.predictions.get("test", ((), ()))[0]):
+    if len(trial.labels("test")):
         log_test_use(run, "export", trial.metric, 1)
     size = sum(file.stat().st_size for file in to.rglob("*") if file.is_file())
     name = trial_label(trial.method, trial.seed, trial.train_share)
@@ -228,7 +228,7 @@ def _checked_wish(trial: TrialResult, precision: float | None, recall: float | N
             f"--{kind} needs a threshold, and with {len(trial.label_names)} labels of which a text has one there is "
             f"none: the most probable is given.\nExport without --{kind}"
         )
-    if not len(trial.predictions.get("validation", ((),))[0]):
+    if not len(trial.labels("validation")):
         raise UserError(f"--{kind} needs validation texts to find a threshold on, and this run has none")
     return kind, value
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,8 +12,9 @@ import numpy as np
 
 from fleetune.compare.held_out import HeldOutTexts
 from fleetune.data.dataset import Dataset, SplitName, hash_texts
-from fleetune.engine.checkpoint import write_whole
+from fleetune.data.writing import runs, write_row_groups
 from fleetune.errors import RunError
+from fleetune.lab.predictions import rows_by_split
 
 if TYPE_CHECKING:
     from fleetune.data.tokens import Tokens
@@ -35,30 +35,49 @@ def write_held_out(path: Path, dataset: Dataset, tokens: Tokens) -> None:
         dataset: The texts.
         tokens: The same as tokens.
     """
-    import pyarrow
-    import pyarrow.parquet
-
-    rows = np.concatenate([dataset.splits[split] for split in HELD_OUT])
-    names = [split for split in HELD_OUT for _ in range(len(dataset.splits[split]))]
-    chosen = rows.tolist()
-    columns: dict[str, Any] = {
-        "split": pyarrow.array(names, pyarrow.string()).dictionary_encode(),
-        "index": rows,
-        "text": pyarrow.array([dataset.texts[row] for row in chosen], pyarrow.string()),
-    }
-    if dataset.pairs is not None:
-        columns["text_pair"] = pyarrow.array([dataset.pairs[row] for row in chosen], pyarrow.string())
-    columns["place"] = pyarrow.array([dataset.place(row) for row in chosen], pyarrow.string())
-    columns["tokens"] = np.asarray(tokens.full_lengths)[rows].astype(np.int64)
-    for number, values in enumerate(dataset.slices.values()):
-        column = pyarrow.array([values[row] for row in chosen], pyarrow.string())
-        columns[f"slice_{number}"] = column.dictionary_encode()
-    facts = {"slices": list(dataset.slices), "content": _content(dataset)}
-    table = pyarrow.table(columns).replace_schema_metadata({METADATA: json.dumps(facts).encode()})
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(table, buffer, compression="zstd")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, buffer.getvalue())
+    write_row_groups(path, _schema(dataset), _groups(dataset, tokens))
+
+
+def _schema(dataset: Dataset) -> Any:
+    import pyarrow
+
+    text, number = pyarrow.string(), pyarrow.int64()
+    words = pyarrow.dictionary(pyarrow.int32(), text)
+    facts = {"slices": list(dataset.slices), "content": _content(dataset)}
+    return pyarrow.schema(
+        [
+            ("split", words),
+            ("index", number),
+            ("text", text),
+            *([] if dataset.pairs is None else [("text_pair", text)]),
+            ("place", text),
+            ("tokens", number),
+            *((f"slice_{place}", words) for place in range(len(dataset.slices))),
+        ],
+        metadata={METADATA: json.dumps(facts).encode()},
+    )
+
+
+def _groups(dataset: Dataset, tokens: Tokens) -> Iterator[list[Any]]:
+    """Yields the columns of some rows of one split at a time."""
+    import pyarrow
+
+    def strings(values: list[str]) -> Any:
+        return pyarrow.array([values[row] for row in chosen], pyarrow.string())
+
+    for split in HELD_OUT:
+        for rows in runs(dataset.splits[split]):
+            chosen = rows.tolist()
+            yield [
+                pyarrow.DictionaryArray.from_arrays(np.zeros(len(rows), dtype=np.int32), [split]),
+                pyarrow.array(rows),
+                strings(dataset.texts),
+                *([] if dataset.pairs is None else [strings(dataset.pairs)]),
+                pyarrow.array([dataset.place(row) for row in chosen], pyarrow.string()),
+                pyarrow.array(tokens.full_lengths[rows].astype(np.int64)),
+                *(strings(values).dictionary_encode() for values in dataset.slices.values()),
+            ]
 
 
 def holds(path: Path, dataset: Dataset) -> bool:
@@ -83,12 +102,14 @@ def read_held_out(path: Path) -> dict[str, HeldOutTexts]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
+        table = pyarrow.parquet.read_table(path, memory_map=True, read_dictionary=["split"])
         slices = list(_facts(table.schema).get("slices", []))
-        values = {name: table[name].to_pylist() for name in table.column_names}
-        splits = np.asarray(values["split"], dtype=object)
-        return {str(name): _of_split(values, splits == name, slices) for name in dict.fromkeys(splits.tolist())}
-    except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
+        parts = rows_by_split(table["split"])
+        return {
+            name: _of_split(table[rows] if isinstance(rows, slice) else table.take(rows), slices)
+            for name, rows in parts
+        }
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(
             f"{path} cannot be read ({str(error).splitlines()[0]}).\nDelete it and run the recipe again to make it"
         ) from None
@@ -117,17 +138,16 @@ class KeptTexts(Mapping[str, Mapping[str, HeldOutTexts]]):
         return len(self._files)
 
 
-def _of_split(values: Mapping[str, list[Any]], rows: Any, slices: list[str]) -> HeldOutTexts:
-    chosen = np.flatnonzero(rows).tolist()
-    texts = [values["text"][row] for row in chosen]
-    if "text_pair" in values:
-        seconds = (values["text_pair"][row] for row in chosen)
+def _of_split(rows: Any, slices: list[str]) -> HeldOutTexts:
+    texts = rows["text"].to_pylist()
+    if "text_pair" in rows.column_names:
+        seconds = rows["text_pair"].to_pylist()
         texts = [f"{first}{BETWEEN_PAIR}{second}" for first, second in zip(texts, seconds, strict=True)]
     return HeldOutTexts(
         texts,
-        [values["place"][row] for row in chosen],
-        np.asarray([values["tokens"][row] for row in chosen], dtype=np.int64),
-        {name: [values[f"slice_{number}"][row] for row in chosen] for number, name in enumerate(slices)},
+        rows["place"].to_pylist(),
+        np.asarray(rows["tokens"].to_numpy(), dtype=np.int64),
+        {name: rows[f"slice_{number}"].to_pylist() for number, name in enumerate(slices)},
     )
 
 

@@ -15,7 +15,6 @@ from typing import Any
 from fleetune.compare.costs import Cost
 from fleetune.compare.held_out import HeldOutTexts, TestUse
 from fleetune.compare.result import TrialResult, TrialStatus
-from fleetune.data.dataset import are_known
 from fleetune.errors import RunError, UserError
 from fleetune.lab.disk import storage_error
 from fleetune.lab.folder import RunFolder
@@ -23,7 +22,7 @@ from fleetune.lab.held_out import KeptTexts
 from fleetune.lab.kept_files import refuse_damaged
 from fleetune.lab.ledger import LedgerReader, Row, value_of
 from fleetune.lab.lock import is_locked
-from fleetune.lab.predictions import Predictions, read_predictions
+from fleetune.lab.predictions import KeptPredictions
 from fleetune.lab.test_uses import read_test_uses
 
 TRIAL_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -84,8 +83,9 @@ def _load_results(folder: Path) -> RunResults:
         alive = is_locked(folder)
         attempts = [dict(row) for row in ledger.rows("SELECT * FROM attempts ORDER BY id")]
         speeds = _speeds(ledger)
+        kept = KeptPredictions()
         trials = [
-            _trial(row, place, ledger, meta, alive, speeds)
+            _trial(row, place, ledger, meta, alive, speeds, kept)
             for row in ledger.rows("SELECT * FROM trials ORDER BY position")
         ]
         test_uses = read_test_uses(ledger)
@@ -132,7 +132,9 @@ def load_trial(folder: Path, trial: str) -> TrialResult:
         rows = ledger.rows("SELECT * FROM trials WHERE id = ?", trial)
         if not rows:
             raise UserError(f"{folder} has no trial {trial}.\nType: fleetune status {folder}")
-        return _trial(rows[0], RunFolder(folder), ledger, ledger.meta(), is_locked(folder), _speeds(ledger))
+        return _trial(
+            rows[0], RunFolder(folder), ledger, ledger.meta(), is_locked(folder), _speeds(ledger), KeptPredictions()
+        )
 
 
 def _trial(
@@ -142,6 +144,7 @@ def _trial(
     meta: dict[str, Any],
     alive: bool,
     speeds: dict[int, tuple[float, float]],
+    kept: KeptPredictions,
 ) -> TrialResult:
     if not TRIAL_ID.fullmatch(row["id"]):
         raise ValueError(f"{row['id'][:40]!r} is no trial's id")
@@ -166,7 +169,7 @@ def _trial(
         multi_label=data["multi_label"],
         training=training,
         reason=row["reason"],
-        predictions=_scorable(read_predictions(place.predictions(row["id"]))) if done else {},
+        predictions=kept.of(place.predictions(row["id"]), row["data"]) if done else {},
         history=_history(ledger, row["id"]),
         losses=[(step["step"], step["loss"]) for step in _steps(ledger, row["id"])],
         parameters=json.loads(row["parameters"]),
@@ -215,11 +218,6 @@ def _inside(folder: Path, name: str) -> Path:
 
 def _rate(number: float | None, seconds: float | None) -> float | None:
     return number / seconds if number and seconds else None
-
-
-def _scorable(predictions: Predictions) -> Predictions:
-    """Returns the splits whose labels are known; of the others nothing can be said."""
-    return {split: pair for split, pair in predictions.items() if are_known(pair[0])}
 
 
 def _status(stored: str, alive: bool) -> TrialStatus:

@@ -14,7 +14,7 @@ from fleetune.data.dataset import Dataset
 from fleetune.data.tokens import Tokens
 from fleetune.engine.checkpoint import final_files
 from fleetune.engine.events import Evaluated, Event, Failed, Finished, Stepped
-from fleetune.engine.fleet import FleetData, is_out_of_memory
+from fleetune.engine.fleet import FleetData
 from fleetune.engine.optimizers import optimizer_notes
 from fleetune.engine.trial import TrialSpec
 from fleetune.errors import MethodError, RecipeError, RunTakenOverError, StorageError, UserError
@@ -40,7 +40,7 @@ from fleetune.lab.signals import RunInterrupted, StopRequest
 from fleetune.lab.summary import RunSummary, Tally
 from fleetune.lab.trackers.base import Draw
 from fleetune.lab.trackers.feed import Tracking
-from fleetune.memory import begin_peak, give_back, peak_bytes
+from fleetune.memory import begin_peak, give_back, is_out_of_memory, peak_bytes
 from fleetune.methods.base import Method
 from fleetune.runtime import is_busy
 

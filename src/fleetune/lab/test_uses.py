@@ -55,7 +55,7 @@ def log_scores(results: RunResults, command: str, metric: str | None = None) -> 
         command: What looks.
         metric: By which metric; each trial's own if absent.
     """
-    scored = [trial for trial in results.trials if len(trial.predictions.get("test", ((), ()))[0])]
+    scored = [trial for trial in results.trials if len(trial.labels("test"))]
     if scored_split(results.trials) != "test" or not scored:
         return results
     configurations = len({(trial.configuration, trial.train_share) for trial in scored})

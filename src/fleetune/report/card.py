@@ -190,7 +190,7 @@ def _scores_by_label(manifest: Manifest, trial: TrialResult | None, split: str) 
 
 
 def _texts(trial: TrialResult | None, split: str) -> int:
-    return 0 if trial is None or split not in trial.predictions else len(trial.predictions[split][0])
+    return 0 if trial is None or split not in trial.predictions else len(trial.labels(split))
 
 
 def _audit_facts(run: Run | None, trial: TrialResult | None) -> list[tuple[str, str]]:

@@ -67,7 +67,7 @@ def results_of(manifest: Manifest, siblings: Sequence[TrialResult], split: str) 
 
 def _interval(trials: Sequence[TrialResult], values: Sequence[float], metric: str, split: str) -> Interval | None:
     """Returns the interval of the mean over seeds and texts; None below two seeds, or texts."""
-    texts = len(trials[0].predictions[split][0])
+    texts = len(trials[0].labels(split))
     if len(trials) < 2 or texts < 2:
         return None
     judged = [_cooled(trial, split) if metric in OF_PROBABILITIES else trial for trial in trials]

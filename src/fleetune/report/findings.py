@@ -101,9 +101,10 @@ def calibration_part(bins: pd.DataFrame, errors: pd.DataFrame, points: pd.DataFr
     ]
     if points is not None and len(points):
         caption = (
-            f"Thresholds found on validation, for calibrated probabilities, and what they reach on the {title} texts."
+            f"Thresholds found on validation, for calibrated probabilities, and what they reach on the {title} texts; "
+            "means over the seeds that reach what is wished, each with its own threshold."
         )
-        columns = {"label": Column(), "wish": Column("Wished"), "wished": Column("At least")}
+        columns = {"configuration": Column(), "label": Column(), "wish": Column("Wished"), "wished": Column("At least")}
         columns |= {"reached": Column("Seeds that reach it"), "seeds": Column(), "threshold": SCORE}
         columns |= {"precision": SCORE, "recall": SCORE}
         tables.append(
@@ -140,7 +141,8 @@ def slices_part(scores: pd.DataFrame, weak_spots: pd.DataFrame) -> Part | None:
     tables = []
     if len(weak_spots):
         caption = (
-            f"Difference with its 95 % interval. {EXPLORATORY} Holds: still above nought after correction for all."
+            f"Difference with its 95 % interval over the texts, of these trained classifiers. {EXPLORATORY} "
+            "Holds: still above nought after correction for all."
         )
         means = {"chosen_mean": Column("Chosen", words.score, True), "other_mean": Column("Other", words.score, True)}
         columns = {
@@ -153,7 +155,10 @@ def slices_part(scores: pd.DataFrame, weak_spots: pd.DataFrame) -> Part | None:
         }
         tables.append(table_view("weak-spots", "Where another is better", caption, weak_spots, columns))
     if len(scores):
-        caption = "Difference: the score on the part less the score on all texts, with its 95 % interval."
+        caption = (
+            "Difference: the score on the part less the score on all texts, with its 95 % interval over the texts, of "
+            "these trained classifiers."
+        )
         columns = {
             **_data_of(scores),
             "name": Column("Configuration"),

@@ -73,9 +73,8 @@ def findings_of(run: Run, comparison: Comparison) -> Findings:
 def _lead_first(rows: Sequence[Row], comparison: Comparison) -> list[Row]:
     """Returns the rows with predictions, the one to ship first: recommended, else what validation chooses."""
     name = rows[0].configuration.first.data
-    wanted = (comparison.verdict.recommended, comparison.references.get(name))
     usable = [row for row in rows if scored_trials(row.configuration, comparison.split)]
-    lead = next((row for one in wanted for row in usable if row.name == one), None)
+    lead = next((row for row in usable if row.name == comparison.lead_on(name)), None)
     return usable if lead is None else [lead, *(row for row in usable if row is not lead)]
 
 
@@ -88,8 +87,16 @@ def _budget(rows: Sequence[Row]) -> Part | None:
     if not found:
         return None
     sentence = budget.unequal(found)
-    expected = {name: (members[0].metric, budget.expected_best_frame(members)) for name, members in by_data.items()}
+    expected = {name: (members[0].metric, _expected_best(members)) for name, members in by_data.items()}
     return budget_part(budget.frame(found), [sentence] if sentence else [], expected)
+
+
+def _expected_best(rows: Sequence[Row]) -> pd.DataFrame:
+    """Returns the expected best score of every method, called by its backbone, too, where there are several."""
+    table = budget.expected_best_frame(rows)
+    if table["backbone"].nunique() > 1:
+        table["method"] = table["method"] + " · " + table["backbone"]
+    return table
 
 
 def _data_curve(run: Run, comparison: Comparison) -> Part | None:
@@ -120,7 +127,8 @@ def _calibration(scored: Mapping[str, Sequence[Row]], split: str) -> Part | None
 
 
 def _most_telling(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if not row.degenerate] or list(rows)
+    """Returns the first row, and those of the others that learned something with every seed."""
+    return [*rows[:1], *(row for row in rows[1:] if not row.degenerate)]
 
 
 def _bins(one: Reliability) -> pd.DataFrame:
@@ -144,7 +152,7 @@ def _errors(one: Reliability) -> pd.DataFrame:
 
 
 def _wishes(points: Mapping[str, OperatingPoints]) -> pd.DataFrame | None:
-    found = [(name, frame) for name, one in points.items() if len(frame := one.frame())]
+    found = [(name, frame.assign(configuration=one.name)) for name, one in points.items() if len(frame := one.frame())]
     return _joined(found) if found else None
 
 
@@ -191,7 +199,7 @@ def _label_errors(scored: Mapping[str, Sequence[Row]], split: str, texts: Mappin
 def _held_out(texts: Mapping[str, Any], name: str, split: str, rows: Sequence[Row]) -> HeldOutTexts | None:
     """Returns the texts of a split where the run kept them, and they are those that were predicted."""
     found: HeldOutTexts | None = texts.get(name, {}).get(split)
-    predicted = len(scored_trials(rows[0].configuration, split)[0].predictions[split][0])
+    predicted = len(scored_trials(rows[0].configuration, split)[0].labels(split))
     return found if found is not None and len(found.texts) == predicted else None
 
 

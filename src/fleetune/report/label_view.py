@@ -35,10 +35,17 @@ class LabelView:
         return (self.confusion.figures if self.confusion else []) + ([self.labels] if self.labels else [])
 
 
-def label_view(rows: Sequence[Row], split: str, recommended: str | None, suffix: Sequence[str]) -> LabelView:
-    """Returns what is said of the labels of rows on the same data, best first; `suffix` ends its figures' keys."""
+def label_view(rows: Sequence[Row], split: str, lead_name: str | None, suffix: Sequence[str]) -> LabelView:
+    """Returns what is said of the labels of rows on the same data, best first.
+
+    Args:
+        rows: The rows.
+        split: What was scored.
+        lead_name: The row whose labels are shown one by one; where it has no scores, the first that has.
+        suffix: Ends the keys of the figures.
+    """
     scored = [row for row in rows if math.isfinite(row.mean)]
-    lead = next((row for row in scored if row.name == recommended), scored[0] if scored else None)
+    lead = next((row for row in scored if row.name == lead_name), scored[0] if scored else None)
     compared = scored[:COMPARED_BY_LABEL]
     by_label = per_label_table([lead], split).to_dict("records") if lead else []
     return LabelView(

@@ -79,11 +79,12 @@ def pairs_table(tests: Sequence[PairTest], key: str = "tests") -> TableView | No
         key=key,
         title="Tests of pairs",
         caption="Difference: mean of the first less mean of the second on the same texts, over the seeds both have, "
-        "with its 95 % interval over seeds and texts. p over seeds: exact sign-flip test. p over texts: McNemar's "
-        "test, of these trained classifiers alone. p adjusted: the larger of the test over seeds and the one behind "
-        "the interval, after Holm's correction over every pair asked of the run. With n seeds it is never below "
-        "2 / 2^n, so that an interval may exclude 0 before anything is demonstrated, which it is below 0.05. Seeds "
-        "needed: the fewest with which a pair could be.",
+        "with its 95 % interval over seeds and texts. p over seeds: sign-flip test. p over texts: McNemar's test of "
+        "right answers, whatever the metric, of these trained classifiers alone. p adjusted: the larger of the test "
+        "over seeds and the one behind the interval, after Holm's correction over every pair of the run, since the "
+        "seeds that validation chose by are those that are tested. With n seeds p is never below 2 / 2^n, so that an "
+        "interval may exclude 0 before anything is demonstrated, which it is below 0.05. Seeds needed: the fewest "
+        "with which a pair could be.",
         columns=headings,
         rows=[_test_cells(test, several) for test in tests[:MAX_TESTS]],
         total=len(tests),
@@ -168,6 +169,8 @@ def _marks(row: Row, recommended: str | None) -> list[tuple[str, str]]:
         marks.append(("recommended", "recommended"))
     if row.tied_with_best and row.has_known_spread and not row.degenerate:
         marks.append(("tied", "tied with the best"))
+    if row.standing == "ahead":
+        marks.append(("tied", "better, but not chosen"))
     if row.degenerate:
         marks.append(("degenerate", "degenerate"))
     if row.configuration.failed:

@@ -61,7 +61,7 @@ class Page:
     metric: str
     split: str
     question: str
-    verdict: dict[str, Any]
+    verdicts: dict[str, dict[str, Any]]
     points: list[KeyPoint]
     tiles: list[tuple[str, str, str]]
     shared: list[tuple[str, str]]
@@ -105,7 +105,7 @@ def build_page(run: Run, comparison: Comparison) -> Page:
         metric=words.metric_title(comparison.metric) if comparison.has_one_metric else "each data set's own metric",
         split=words.SPLIT_TITLES.get(comparison.split, comparison.split),
         question=_question(len(rows)),
-        verdict=comparison.verdict.to_json(),
+        verdicts={data: verdict.to_json() for data, verdict in comparison.verdicts.items()},
         points=_key_points(comparison, [*parts, *later, *last], with_tests=tests is not None),
         tiles=_tiles(run, comparison, names),
         shared=_shared(comparison),
@@ -136,12 +136,12 @@ def _key_points(comparison: Comparison, parts: Sequence[Part], with_tests: bool)
 
 def _section(comparison: Comparison, rows: Sequence[Row], suffix: Sequence[str]) -> Section:
     scored = [row for row in rows if math.isfinite(row.mean)]
-    recommended = comparison.verdict.recommended
+    data = rows[0].configuration.first.data
     return Section(
-        data=rows[0].configuration.first.data,
-        overview=overview(rows, recommended, rows[0].metric in MINIMISED),
+        data=data,
+        overview=overview(rows, comparison.recommended_on(data), rows[0].metric in MINIMISED),
         quality=[metric_bars(comparison, scored, words.key("score", *suffix))] if scored else [],
-        labels=label_view(rows, comparison.split, recommended, suffix),
+        labels=label_view(rows, comparison.split, comparison.lead_on(data), suffix),
     )
 
 
@@ -212,9 +212,8 @@ def _tiles(run: Run, comparison: Comparison, names: Sequence[str]) -> list[tuple
     tiles = [("Finished", str(statuses.count("done")), trials)]
     scored = [row for row in comparison.ranked if math.isfinite(row.mean)]
     if scored and len(names) == 1:
-        extreme = "Lowest" if comparison.metric in MINIMISED else "Highest"
         title = words.metric_title(comparison.metric)
-        tiles.append((f"{extreme} mean {title}", words.score(scored[0].mean), scored[0].name))
+        tiles += _lead_tile(comparison, names[0], title)
         baseline = majority_score(scored, comparison.metric, comparison.split)
         if baseline is not None:
             tiles.append(("Most frequent answer", words.score(baseline), f"{title} of always giving it"))
@@ -225,11 +224,17 @@ def _tiles(run: Run, comparison: Comparison, names: Sequence[str]) -> list[tuple
     return tiles
 
 
+def _lead_tile(comparison: Comparison, data: str, title: str) -> list[tuple[str, str, str]]:
+    """Returns the mean of what is recommended: the highest of several means would crown what no test has shown."""
+    name = comparison.recommended_on(data)
+    return [] if name is None else [(f"Mean {title}", words.score(comparison.row(name).mean), name)]
+
+
 def _scored_texts(comparison: Comparison) -> tuple[int, int]:
     for row in comparison.rows:
         for trial in row.configuration.done:
             if comparison.split in trial.predictions:
-                return len(trial.label_names), len(trial.predictions[comparison.split][0])
+                return len(trial.label_names), len(trial.labels(comparison.split))
     return 0, 0
 
 

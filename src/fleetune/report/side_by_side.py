@@ -36,12 +36,12 @@ ROW_STEP = 42
 
 @dataclass(frozen=True)
 class Side:
-    """One run: its name on the page, its verdict, and its configurations by data set."""
+    """One run: its name on the page, its verdicts, and its configurations by data set."""
 
     name: str
     metric: str
     split: str
-    verdict: dict[str, Any]
+    verdicts: dict[str, dict[str, Any]]
     overviews: list[tuple[str, Overview]]
     command: str
 
@@ -128,15 +128,15 @@ def _recipe(run: Run) -> dict[str, str]:
 
 
 def _side(run: Run, comparison: Comparison, name: str) -> Side:
-    recommended = comparison.verdict.recommended
     overviews = [
-        (data, overview(rows, recommended, rows[0].metric in MINIMISED)) for data, rows in _by_data(comparison).items()
+        (data, overview(rows, comparison.recommended_on(data), rows[0].metric in MINIMISED))
+        for data, rows in _by_data(comparison).items()
     ]
     return Side(
         name=name,
         metric=words.metric_title(comparison.metric) if comparison.has_one_metric else "each data set's own metric",
         split=words.SPLIT_TITLES.get(comparison.split, comparison.split),
-        verdict=comparison.verdict.to_json(),
+        verdicts={data: verdict.to_json() for data, verdict in comparison.verdicts.items()},
         overviews=overviews,
         command=run.command,
     )
@@ -197,7 +197,7 @@ def _labels(rows: Sequence[Row], split: str) -> tuple[list[str], Any] | None:
     for row in rows:
         for trial in row.configuration.done:
             if split in trial.predictions:
-                return trial.label_names, trial.predictions[split][0]
+                return trial.label_names, trial.labels(split)
     return None
 
 

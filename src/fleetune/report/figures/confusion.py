@@ -39,7 +39,7 @@ def confusion_panels(rows: Sequence[Row], split: str, key: str) -> list[Figure]:
         if figures and cells > MAX_CELLS:
             break
         names = trials[0].label_names
-        matrix = sum(confusion_matrix(t.predictions[split][0], t.decisions(split), len(names)) for t in trials)
+        matrix = sum(confusion_matrix(t.labels(split), t.decisions(split), len(names)) for t in trials)
         table = _matrix_table(np.asarray(matrix), names)
         cells += len(table)
         figures.append(
@@ -65,7 +65,7 @@ def label_panels(row: Row, split: str, key: str) -> list[Figure]:
     if not trials or not trials[0].multi_label:
         return []
     names = trials[0].label_names
-    matrices = np.asarray(sum(confusion_matrix(t.predictions[split][0], t.decisions(split)) for t in trials))
+    matrices = np.asarray(sum(confusion_matrix(t.labels(split), t.decisions(split)) for t in trials))
     order = np.argsort(-matrices[:, 1].sum(axis=1), kind="stable")[:MAX_MULTI_LABELS]
     figures = []
     for index in order:
@@ -93,8 +93,7 @@ def per_label_table(rows: Sequence[Row], split: str) -> pd.DataFrame:
             continue
         names = trials[0].label_names
         tables = [
-            per_label_metrics(t.predictions[split][0], t.probabilities(split), names, t.thresholds(split))
-            for t in trials
+            per_label_metrics(t.labels(split), t.probabilities(split), names, t.thresholds(split)) for t in trials
         ]
         thresholds = _thresholds_by_label(trials)
         for name in names:
@@ -145,7 +144,7 @@ def per_label_bars(rows: Sequence[Row], split: str, key: str) -> Figure | None:
 
 def _scored(row: Row, split: str) -> list[TrialResult]:
     """Returns the finished trials whose logits on `split` are numbers."""
-    having = [trial for trial in row.configuration.done if len(trial.predictions.get(split, ((), ()))[0])]
+    having = [trial for trial in row.configuration.done if len(trial.labels(split))]
     return [trial for trial in having if np.isfinite(trial.predictions[split][1]).all()]
 
 

@@ -13,24 +13,31 @@ from fleetune.compare.row import Row
 from fleetune.compare.summary import Comparison
 from fleetune.metrics import evaluate, majority_share
 from fleetune.report import words
-from fleetune.report.figure import ACCENT, MUTED, WARNING, Figure, listed
+from fleetune.report.figure import ACCENT, MUTED, SERIES, WARNING, Figure, listed
 
 if TYPE_CHECKING:
     import altair as alt
 
     from fleetune.report.figure import Picture
 
-STANDINGS = ["tied with the best", "below the best", "degenerate"]
-STANDING_COLOURS = [ACCENT, MUTED, WARNING]
+STANDINGS = ["tied with the best", "better, but not chosen", "below the best", "not compared", "degenerate"]
+STANDING_COLOURS = [ACCENT, SERIES[2], MUTED, SERIES[4], WARNING]
 WITH_BASELINE = ("accuracy", "f1", "precision", "recall")
 ROW_STEP = 46
 
 
 def standing(row: Row) -> str:
-    """Returns where a row stands: tied with the best, below it, or degenerate."""
+    """Returns where a row stands against the best, in words: one of `STANDINGS`."""
     if row.degenerate:
         return "degenerate"
-    return "tied with the best" if row.tied_with_best else "below the best"
+    match row.standing:
+        case "chosen" | "tied":
+            return "tied with the best"
+        case "ahead":
+            return "better, but not chosen"
+        case "not comparable":
+            return "not compared"
+    return "below the best"
 
 
 def majority_score(rows: Sequence[Row], metric: str, split: str) -> float | None:
@@ -40,7 +47,7 @@ def majority_score(rows: Sequence[Row], metric: str, split: str) -> float | None
     """
     for row in rows:
         for trial in row.configuration.done:
-            if not len(trial.predictions.get(split, ((), ()))[0]):
+            if not len(trial.labels(split)):
                 continue
             labels, logits = trial.predictions[split]
             if trial.multi_label:

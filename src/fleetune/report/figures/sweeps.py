@@ -63,7 +63,7 @@ def scores_by_split(rows: Sequence[Row]) -> pd.DataFrame:
         for row in rows
         for trial in row.configuration.done
         for split in SPLITS
-        if len(trial.predictions.get(split, ((), ()))[0])
+        if len(trial.labels(split))
     ]
     table = pd.DataFrame.from_records(records, columns=["configuration", "split", "seed", "score"])
     return table[np.isfinite(table["score"].astype(float))]

@@ -25,7 +25,7 @@ def trial_figures(trial: TrialResult) -> dict[str, Figure]:
     there are two. Metrics by step are not among them, because trackers draw those themselves.
     """
     configuration = Configuration(trial.method, (trial,), {})
-    split = next((name for name in ("test", "validation") if len(trial.predictions.get(name, ((), ()))[0])), None)
+    split = next((name for name in ("test", "validation") if len(trial.labels(name))), None)
     rows = [summed_up(configuration, split, trial.metric)] if split is not None else []
     found: dict[str, Figure | None] = {
         "loss": next(iter(loss_panels([configuration], "loss")), None),

@@ -1,0 +1,44 @@
+"""A trial's predictions whose logits are read when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pair = tuple[NDArray[Any], NDArray[np.float32]]
+"""Labels and logits of one split."""
+
+
+class StoredPredictions(Mapping[str, Pair]):
+    """Labels and logits by split: labels lie in memory, for trials on the same data once, and logits in a file.
+
+    Args:
+        labels: Of each split.
+        read: Returns the logits of a split.
+    """
+
+    def __init__(self, labels: Mapping[str, NDArray[Any]], read: Callable[[str], NDArray[np.float32]]) -> None:
+        self.labels = labels
+        self._read = read
+
+    def __getitem__(self, split: str) -> Pair:
+        return self.labels[split], self._read(split)
+
+    def __contains__(self, split: object) -> bool:
+        return split in self.labels
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def labels_of(predictions: Mapping[str, Pair], split: str) -> NDArray[Any]:
+    """Returns the labels of a split; none where it was not predicted. No logits are read for it."""
+    if split not in predictions:
+        return np.empty(0, dtype=np.int64)
+    return predictions.labels[split] if isinstance(predictions, StoredPredictions) else predictions[split][0]
