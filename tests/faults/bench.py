@@ -149,8 +149,8 @@ class Bench:
             attempt.signal(signal.SIGKILL)
             self._ask({"process": attempt.process, "seconds": HANG_SECONDS})
             raise AssertionError(f"the process was still there after {seconds} s")
-        said = [Path(f"{attempt.output}.{name}").read_text("utf-8", "replace") for name in ("stdout", "stderr")]
-        return Ended(answer["code"], *said, read_log(Path(f"{attempt.output}.log")))
+        out, said = (Path(f"{attempt.output}.{name}").read_text("utf-8", "replace") for name in ("stdout", "stderr"))
+        return Ended(answer["code"], out, said, read_log(Path(f"{attempt.output}.log")))
 
     def attempt(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,13 +38,13 @@ def kill_at_moments(bench: Bench, numbers: Iterable[int]) -> Failures:
             events = []
             for _ in range(1 + number % 3):
                 delay = rng.uniform(0.0, 1.05 * bench.seconds)
-                ended = bench.attempt(folder, meanwhile=lambda attempt, delay=delay: _kill_after(attempt, delay))
+                ended = bench.attempt(folder, meanwhile=partial(_kill_after, delay))
                 events.append(len(ended.events))
             bench.check_end(folder, f"kills after {events} events")
     return failures
 
 
-def _kill_after(attempt: Attempt, seconds: float) -> None:
+def _kill_after(seconds: float, attempt: Attempt) -> None:
     time.sleep(seconds)
     attempt.signal(9)
 
@@ -81,6 +82,8 @@ def lose_what_was_not_synced(folder: Path, events: list[Event]) -> None:
     size: dict[str, int] = {}
     for event in events:
         match event.kind:
+            case Kind.OPEN:
+                size[event.path] = safe[event.path] = 0
             case Kind.WRITE:
                 size[event.path] = size.get(event.path, 0) + event.bytes
             case Kind.SYNC:
@@ -91,10 +94,10 @@ def lose_what_was_not_synced(folder: Path, events: list[Event]) -> None:
                     for path in below:
                         sizes[event.target + path.removeprefix(event.path)] = sizes.pop(path)
     for name in size:
-        path = folder / name
+        place = folder / name
         # SQLite writes its files at offsets, and in its log it finds by checksums what is whole.
-        if path.is_file() and size[name] > safe.get(name, 0) and not name.startswith("ledger"):
-            with path.open("r+b") as file:
+        if place.is_file() and size[name] > safe.get(name, 0) and not name.startswith("ledger"):
+            with place.open("r+b") as file:
                 file.truncate(safe.get(name, 0))
 
 
