@@ -25,7 +25,7 @@ HANG_SECONDS = 120.0
 """An attempt that takes longer is taken for one that hangs."""
 REPEATS = 1
 """The recipe has a checkpoint after each micro-step, so a kill costs no more than the step under way."""
-SHOWN = 20
+SHOWN, LINES = 20, 6
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Bench:
     def __init__(self, recipe: Path, work: Path, library: Path) -> None:
         self.recipe = recipe
         self.work = work
-        self._made = 0
+        self._made = self._started = 0
         environment = {**os.environ, "LD_PRELOAD": str(library), "PYTHONHASHSEED": "0", **ONE_THREAD}
         command = [sys.executable, "-m", "tests.faults.server", str(recipe), str(work / "warm")]
         self._said = work / "server.stderr"
@@ -131,8 +131,8 @@ class Bench:
 
     def start(self, folder: Path, fault: Fault | None = None, arguments: list[str] | None = None) -> Attempt:
         """Starts an attempt: `fleetune run` with the recipe and the folder, or other arguments."""
-        number = len(list(self.work.glob(f"{folder.name}.*.stdout")))
-        output = self.work / f"{folder.name}.{number}"
+        self._started += 1
+        output = self.work / f"{folder.name}.{self._started}"
         asked = {
             "arguments": arguments or ["run", str(self.recipe), "--out", str(folder)],
             "folder": str(folder),
@@ -217,8 +217,8 @@ class Failures:
         try:
             yield
         except Exception as error:
-            first = (str(error).splitlines() or ["?"])[0]
-            self.found.append(f"{what}: {first if isinstance(error, AssertionError) else repr(error)}")
+            said = " | ".join(str(error).splitlines()[:LINES]) if isinstance(error, AssertionError) else repr(error)
+            self.found.append(f"{what}: {said}")
 
     def check(self) -> None:
         """Fails where something went wrong, or nothing was tried; prints how much was, for who counts (`-rP`)."""

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,9 @@ def test_a_folder_that_was_moved_goes_on(bench: Bench) -> None:
             asked = [str(bench.recipe), "--out", str(moved)] if number == 1 else [str(moved / "recipe.toml")]
             ended = bench.attempt(moved, arguments=["run", *asked])
             assert ended.code == 0, ended.stderr
-            assert not read_ending(moved).differences(bench.reference[0])
+            # Files of the data name their source as it is found from the recipe.
+            got = read_ending(moved) if number == 1 else replace(read_ending(moved), inputs=bench.reference[0].inputs)
+            assert not got.differences(bench.reference[0])
 
 
 @pytest.mark.slow

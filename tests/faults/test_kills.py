@@ -50,12 +50,12 @@ def _kill_after(seconds: float, attempt: Attempt) -> None:
 
 
 def test_killed_at_some_borders_a_run_ends_the_same(bench: Bench) -> None:
-    numbers = range(7, bench.events, bench.events // 5)
+    numbers = range(7, bench.events, bench.events // 4)
     kill_at(bench, (Fault(Action.KILL_BEFORE, number) for number in numbers)).check()
 
 
 def test_killed_at_some_moments_a_run_ends_the_same(bench: Bench) -> None:
-    kill_at_moments(bench, range(1, 3)).check()
+    kill_at_moments(bench, range(2, 4)).check()
 
 
 @pytest.mark.slow
