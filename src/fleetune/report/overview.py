@@ -170,7 +170,7 @@ def _settings(row: Row) -> str:
 
 def _is_same(default: Any, value: Any) -> bool:
     """Returns whether a setting is its default; the ledger has lists where methods have tuples."""
-    return (list(default) if isinstance(default, tuple) else default) == value
+    return bool((list(default) if isinstance(default, tuple) else default) == value)
 
 
 def _marks(row: Row, recommended: str | None) -> list[tuple[str, str]]:
