@@ -198,7 +198,7 @@ def _beats(own: Sequence[Pair], of_data: Outcome) -> bool:
 
 
 def _is_mentioned(row: Row, of_data: Outcome) -> bool:
-    """Returns whether the verdict speaks of a baseline: the chosen row has a worse mean, or is not shown to be better."""
+    """Returns whether the verdict names a baseline: the chosen row has a worse mean, or is not shown to be better."""
     chosen = of_data.chosen
     if chosen is None or not chosen.is_judged:
         return False

@@ -60,7 +60,7 @@ def outcomes(by_data: Mapping[str, list[Row]], cost: str, all_pairs: bool) -> di
     possible = {name: _pairs(rows, choices[name]) for name, rows in by_data.items()}
     among = sum(map(len, possible.values()))
     tests = {
-        name: [tested(a, b, among) for a, b in pairs if all_pairs or (choice := choices[name]) and choice.row is a]
+        name: [tested(a, b, among) for a, b in pairs if all_pairs or a is _row_of(choices[name])]
         for name, pairs in possible.items()
     }
     known = {id(test): test.p for members in tests.values() for test in members if test.p is not None}
@@ -90,6 +90,10 @@ def chosen_of(rows: Sequence[Row]) -> Choice | None:
         return None
     best = min(usable, key=lambda row: (_loss(row, known[row.name][0]), row.cost("trainable")))
     return Choice(best, bool(validated), not validated or best.split == "validation")
+
+
+def _row_of(choice: Choice | None) -> Row | None:
+    return choice.row if choice else None
 
 
 def _loss(row: Row, score: float) -> float:
