@@ -210,7 +210,7 @@ def _demonstrated(rows: Sequence[Row], chosen: Row, tests: Sequence[PairTest], w
 
 
 def _outpaced(rows: Sequence[Row], chosen: Row, recommended: Row, cost: Cost, is_alone: bool) -> list[str]:
-    """Returns a sentence on what was not recommended for its seeds alone: the cheaper, or where nothing is tied, all."""
+    """Returns a sentence on what its seeds alone keep back: the cheaper ones, or where nothing is tied, all."""
     limit = cost_of(recommended, cost)
     names = [row.name for row in rows if row.standing == "outpaced" and (is_alone or cost_of(row, cost) < limit)]
     if not names:
