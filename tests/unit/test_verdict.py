@@ -171,7 +171,7 @@ def test_the_fallback_counts_what_failed_on_validation_and_not_on_test() -> None
     one_answer = np.tile(np.array([1.0, 0.0], np.float32), (100, 1))
     trials = trials_of({"lora": [0.90, 0.91, 0.92], "head": [0.80, 0.81, 0.82]})
     trials = [
-        replace(one, predictions=one.predictions | {"test": (np.arange(100) % 2, one_answer)})
+        replace(one, predictions={**one.predictions, "test": (np.arange(100) % 2, one_answer)})
         if one.kind == "lora"
         else one
         for one in trials
