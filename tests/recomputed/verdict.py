@@ -65,9 +65,7 @@ def outcomes(by_data: Mapping[str, list[Row]], cost: str, all_pairs: bool) -> di
     }
     known = {id(test): test.p for members in tests.values() for test in members if test.p is not None}
     adjusted = dict(zip(known, holm(list(known.values()), among), strict=True))
-    return {
-        name: _outcome(rows, choices[name], tests[name], adjusted, among, cost) for name, rows in by_data.items()
-    }
+    return {name: _outcome(rows, choices[name], tests[name], adjusted, among, cost) for name, rows in by_data.items()}
 
 
 def chosen_of(rows: Sequence[Row]) -> Choice | None:
@@ -118,9 +116,7 @@ def _outcome(
     return Outcome(rows, choice, standing, tests, own, adjusted, among, winner, recommended, tied)
 
 
-def _standing(
-    row: Row, choice: Choice | None, own: Sequence[Pair], adjusted: Mapping[int, float], among: int
-) -> str:
+def _standing(row: Row, choice: Choice | None, own: Sequence[Pair], adjusted: Mapping[int, float], among: int) -> str:
     """Returns where a row stands against the chosen one.
 
     It is behind or ahead by a significant test, or where the interval of the pair's own differences, which holds for

@@ -50,7 +50,9 @@ def test_each_data_set_has_its_recommendation_on_the_page() -> None:
     ]  # fmt: skip
     for verdict in comparison.verdicts.values():
         assert answer.count(verdict.reason) == 1
-    marked = re.findall(r'<span class="name">([^<]+)</span>(?:(?!</tr>).)*?<span class="mark recommended', text, re.DOTALL)
+    marked = re.findall(
+        r'<span class="name">([^<]+)</span>(?:(?!</tr>).)*?<span class="mark recommended', text, re.DOTALL
+    )
     assert sorted(marked) == ["head · hard", "lora · easy"]
     assert [section.labels.lead for section in page.sections] == ["lora · easy", "head · hard"]
 
