@@ -160,8 +160,10 @@ def _check_words(reason: str, of_data: Outcome, cost: str, checks: Checks) -> No
     told = mine is not None and math.isfinite(mine.cost(cost)) and len(dearer) == len(tied) - 1
     others = [row for row in of_data.rows if row is not chosen]
     all_behind = bool(others) and all(of_data.standing[row.name] == "behind" for row in others)
-    is_tested = recommended is not None and of_data.winner is None
+    is_usable = chosen is not None and chosen.is_judged and len(chosen.scores) > 1
+    is_tested = is_usable and of_data.winner is None
     own = [test for test in of_data.own if test.p is not None]
+    better = _better(own, of_data)
     shown = [test for test in own if of_data.is_shown(test)]
     seeds = max((test.seeds for test in own), default=0)
     said = {
@@ -171,11 +173,12 @@ def _check_words(reason: str, of_data: Outcome, cost: str, checks: Checks) -> No
         "every other is behind it": len(tied) == 1 and all_behind,
         "no other comes into question": len(tied) == 1 and bool(others) and not all_behind,
         f"the {len(tied)} configurations that seeds and texts do not tell apart": len(tied) > 1,
-        "of its": mine is not None and bool(mine.failed),
+        "seeds failed: the means are of those that did not": mine is not None and bool(mine.failed),
         "nothing that it could be tested against": is_tested and not own,
-        "cannot be significant": is_tested and bool(own) and seeds < of_data.needed and not _beats(own, of_data),
+        "cannot be significant": is_tested and bool(own) and not better and seeds < of_data.needed,
         "no difference is significant": is_tested and bool(own) and not shown and seeds >= of_data.needed,
-        "but was not chosen": is_tested and _beats(own, of_data),
+        "on the texts that were scored": is_tested and bool(better),
+        "but was not chosen": is_tested and bool(better) and not better[0].is_baseline,
         COSTS[cost]: len(tied) > 1 and (told or mine is not chosen),
         "is known to be cheaper": len(tied) > 1 and mine is chosen and not told,
         "is the demonstrated winner": of_data.winner is not None,
@@ -188,13 +191,14 @@ def _check_words(reason: str, of_data: Outcome, cost: str, checks: Checks) -> No
         checks.equal(f"comparison.json: reason says {words!r}", words in reason, expected)
 
 
-def _beats(own: Sequence[Pair], of_data: Outcome) -> bool:
-    """Returns whether some row is demonstrated to be better than the chosen one."""
+def _better(own: Sequence[Pair], of_data: Outcome) -> list[Row]:
+    """Returns the rows that are demonstrated to be better than the chosen one."""
+    found = []
     for test in own:
         gain = test.difference if test.a is of_data.chosen else -test.difference
         if of_data.is_shown(test) and (gain > 0) == (test.a.metric in LOWER_IS_BETTER):
-            return True
-    return False
+            found.append(test.b if test.a is of_data.chosen else test.a)
+    return found
 
 
 def _is_mentioned(row: Row, of_data: Outcome) -> bool:
