@@ -27,7 +27,7 @@ NULLS = {
     "two, seeds alike": World([0.0] * 2, seeds=6, of_seed=0.0),
     "four, eight seeds": World([0.0] * 4, seeds=8, texts=100),
     "six, two seeds": World([0.0] * 6, seeds=2, texts=100),
-    # Validation chooses the luckiest of eight, and the same seeds are lucky on test: all pairs have to be corrected for.
+    # Validation chooses the luckiest of eight, and the same seeds are lucky on test: all pairs are corrected for.
     "eight, one chosen for its seeds": EIGHT,
 }
 SOURCES = {
@@ -96,7 +96,7 @@ def check_coverage(world: World, times: int) -> None:
 
 @pytest.mark.parametrize("world", NULLS.values(), ids=NULLS)
 def test_where_nothing_differs_hardly_anything_is_claimed(world):
-    check_false_claims(world, FEW)
+    check_false_claims(world, FEW // 3 if world is EIGHT else FEW)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ runs with the same counts, scores and losses; what their authors concluded must 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from fleetune.compare.budget import budgets
 from fleetune.compare.result import TrialResult
 from fleetune.compare.summary import Comparison, compare
 from fleetune.metrics import evaluate
+from tests.recomputed.page import Node, parse
 from tests.unit.synthetic_runs import run, trial
 
 SENTIMENT = ["negative", "positive"]
@@ -263,9 +265,57 @@ def test_r5_a_single_learning_rate_says_nothing_of_learning_rates_and_ranks_are_
     assert all(row.tied_with_best for row in comparison.rows)
 
 
-def test_the_reports_render_without_their_conclusions(r4):
+OF_NO_ONE = (
+    "Up and to the left is better.", "Down and to the left is better.",
+    "none has a better mean at the same or a lower cost.", "Where another is better (weak-spots)",
+)  # fmt: skip
+"""How to read a figure, and the name of a table of places to look at."""
+
+
+def words_of(page: Node) -> list[str]:
+    """Returns what a page says in words: its answer, key points, tiles, remarks, captions and text alternatives."""
+    answer = page.named("answer")
+    said = [one.text() for one in answer.all("p")] + [one.text() for one in answer.all("li")]
+    said += [one.text() for one in answer.one("dl", "tiles").all("div")]
+    said += [one.text() for one in page.all("figcaption")] + [one.text() for one in page.all("p", "quiet")]
+    said += [one.text() for one in page.all("tr", "problems")] + [one.text() for one in page.all("span", "mark")]
+    return said + [node.attributes[name] for node in page.all() for name in ("aria-label", "title", "alt")
+                   if name in node.attributes]  # fmt: skip
+
+
+def crowns(sentence: str, names: Collection[str]) -> bool:
+    """Returns whether a sentence calls one configuration the best, by any word for it."""
+    told = [name for name in names if name in sentence]
+    superlative = re.search(rf"\b{SUPERIOR}\b|\boutperforms\b|\bwinner\b|\bwins\b", sentence, re.IGNORECASE)
+    return bool(told and superlative and not re.search("No winner is demonstrated", sentence))
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "Highest mean F1 (micro) 0.682 Gemma (LoRA)", "Lowest mean loss 0.510 Qwen (QLoRA)",
+        "Gemma (IA3) has the lowest validation loss.", "The best on validation is Gemma (IA3).",
+    ],
+)  # fmt: skip
+def test_a_crowned_configuration_is_told_by_tile_or_sentence(sentence: str) -> None:
+    assert crowns(sentence, R4)
+    assert not crowns("Points are single seeds; Pareto front: none has a better mean.", R4)
+
+
+@pytest.mark.parametrize("report", ["R1", "R4"])
+@pytest.mark.parametrize("metric", ["own", "loss"])
+def test_nothing_on_the_page_crowns_a_configuration(report: str, metric: str, request: pytest.FixtureRequest):
+    """Not in a tile, a caption or an alternative text either, where once the largest of the means stood."""
     from fleetune.report.html import render
 
-    text = re.sub(r"<script.*?</script>", "", render(run([*r4], "emotions")), flags=re.DOTALL)
-    answer = text[text.index('id="answer"') : text.index('id="configurations"')]
-    assert not re.search(r"Gemma \(IA3\) has the lowest|Gemma \(LoRA\) has the highest|Qwen \(QLoRA\) has", answer)
+    trials = r1() if report == "R1" else request.getfixturevalue("r4")
+    made = run([*trials], report, audits=[])
+    comparison = compare(trials, metric=None if metric == "own" else metric)
+    page = parse(re.sub(r"<script.*?</script>", "", render(made, comparison), flags=re.DOTALL))
+    said = words_of(page)
+    names = list(R1 if report == "R1" else R4)
+    assert sum(any(name in one for name in names) for one in said) > 5, "the page names its configurations"
+    for text in said:
+        for sentence in re.split(r"(?<=[.;:])\s", text):
+            assert not crowns(sentence, names), sentence
+            assert not CROWNING.search(sentence) or sentence in OF_NO_ONE, sentence

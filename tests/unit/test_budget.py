@@ -60,6 +60,7 @@ def test_settings_trials_and_axes_are_counted_for_each_entry() -> None:
     assert lora.untuned is None
     assert bitfit.untuned == "not tuned: learning_rate 0.001 is the only one tried" and bitfit.edges == ()
     assert "lora 6, bitfit 1" in (unequal([lora, bitfit]) or "")
+    assert (unequal([lora, bitfit]) or "").endswith("the best of more owes more of its validation score to chance.")
     assert unequal([lora]) is None and unequal([]) is None
     assert list(frame([lora, bitfit])["settings"]) == [6, 1] and list(frame([])["settings"]) == []
     json.dumps(lora.to_json())

@@ -123,6 +123,16 @@ def test_means_over_seeds_are_of_what_each_seed_would_be_exported_as() -> None:
     assert "one of 3 seeds" in text and "10 of the" not in text
 
 
+def test_of_several_data_sets_a_card_says_what_holds_on_its_own() -> None:
+    other = [replace(one, data="reviews", id=f"{one.id}-2") for one in multi_class_run(3).trials if one.kind != "full"]
+    of = run([*multi_class_run(3).trials, *other])
+    comparison = compare(of.trials)
+    text = render_card(manifest(of), of, comparison)
+    assert "Of the 6 configurations on its data none is demonstrated to be the best." in text
+    reviews = comparison.verdicts["reviews"].reason
+    assert comparison.verdicts["tweets"].reason != reviews and reviews[:60] not in text
+
+
 def test_the_table_of_labels_follows_the_bundles_threshold() -> None:
     of = run([trial("lora", 0, ["no", "yes"])])
     held = manifest(of, positive_threshold=0.9)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -95,3 +96,17 @@ def test_more_curves_need_wider_intervals_to_hold_together() -> None:
 
     alone, together = interval(["lora"]), interval(["lora", "ia3", "bitfit", "norm"])
     assert together[0] < alone[0] and together[1] > alone[1]
+
+
+def test_fewer_texts_are_fewer_steps_too_and_the_sentence_says_so() -> None:
+    [said] = more_labels_help(data_curve(curve({0.3: [0.80, 0.81, 0.82], 1.0: [0.90, 0.92, 0.92]}), "test"))
+    assert "30 % (270) to 100 % (900) of the training texts, and of the steps" in said
+
+
+def test_of_a_baseline_fitted_once_at_each_size_nothing_is_proved() -> None:
+    settings: dict[str, Any] = {"settings": {}, "training": {}}
+    trials = [sized("head", 0, share, score, **settings) for share, score in ((0.3, 0.6), (1.0, 0.95))]
+    trials = [replace(one, kind="tfidf", method="tfidf", id=f"tfidf {one.train_share}") for one in trials]
+    [said] = more_labels_help(data_curve(trials, "test"))
+    assert said.startswith("tfidf: more labels seem to help, although one fit of each does not prove it")
+    assert "steps" not in said, "a baseline makes none"

@@ -93,6 +93,16 @@ def test_a_run_that_diverged_is_at_chance_and_told_to_step_smaller() -> None:
     diverged = with_losses([1.5, 1.4, 1.6], [1.5] * 30)
     assert loss_at_chance(diverged)
     assert "mostly a smaller one" in (under_trained(diverged) or "")
+    assert (under_trained(diverged) or "").startswith("Diverged with learning_rate")
+
+
+def test_a_loss_above_chance_that_still_fell_did_not_diverge() -> None:
+    falling = with_losses([1.5, 1.4, 1.3], [1.5] * 30)
+    assert loss_at_chance(falling)
+    said = under_trained(falling) or ""
+    assert said.startswith("Under-trained with learning_rate") and "a larger learning_rate or more epochs" in said
+    once = with_losses([0.75], [0.75] * 10)
+    assert (under_trained(once) or "").startswith("Diverged"), "it began at ln 2"
 
 
 @pytest.mark.parametrize("setting", [{"loss": "focal"}, {"class_weights": "balanced"}])

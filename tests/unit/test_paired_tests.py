@@ -83,3 +83,18 @@ def test_holms_correction_is_that_of_his_paper(values):
             rejected.add(int(place))
         assert {place for place, value in enumerate(adjusted) if value <= level} == rejected
     assert all(value >= before for value, before in zip(adjusted, values, strict=True))
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=12), st.data())
+def test_of_some_of_the_tests_no_more_is_rejected_than_of_all(values, data):
+    """The others need not be known: whatever they are, what is adjusted for their number is no smaller."""
+    kept = data.draw(st.lists(st.integers(0, len(values) - 1), min_size=1, unique=True))
+    everything = holm(values)
+    some = holm([values[place] for place in kept], len(values))
+    assert all(one >= everything[place] - 1e-12 for one, place in zip(some, kept, strict=True))
+
+
+def test_a_family_is_corrected_for_in_full():
+    assert holm([0.01, 0.02], 6) == pytest.approx([0.06, 0.10])
+    assert holm([0.01, 0.02], 1) == holm([0.01, 0.02]) == pytest.approx([0.02, 0.02])
+    assert holm([], 3) == []

@@ -94,7 +94,8 @@ def comparison_reason(line: str) -> bool:
 def test_only_a_demonstrated_winner_is_bold(make, bold: str) -> None:
     comparison = compare(multi_class_run().trials)
     assert comparison.verdict.winner is None and not re.search(bold, make(comparison))
-    crowned = replace(comparison, verdict=replace(comparison.verdict, winner="full"))
+    verdicts = {data: replace(verdict, winner="full") for data, verdict in comparison.verdicts.items()}
+    crowned = replace(comparison, verdicts=verdicts)
     (line,) = [line for line in make(crowned).splitlines() if re.search(bold, line)]
     assert "full" in line
 

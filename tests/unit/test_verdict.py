@@ -179,3 +179,11 @@ def test_the_fallback_counts_what_failed_on_validation_and_not_on_test() -> None
     found = compare(trials)
     assert found.references == {"tweets": "lora"} and found.verdict.recommended is None
     assert f"lora, which validation chooses, fails on test: predicts '{NAMES[0]}'" in found.verdict.reason
+
+
+def test_a_baseline_that_is_better_was_not_passed_over() -> None:
+    trials = trials_of({"lora": [0.70 + seed / 100 for seed in SIX]})
+    reason = compare([*trials, baseline("tfidf", 0.95)]).verdict.reason
+    assert "does not come up to the baseline tfidf" in reason
+    assert "tfidf is better than lora on the texts that were scored." in reason
+    assert "not chosen" not in reason, "only what is trained can be"

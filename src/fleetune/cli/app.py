@@ -147,7 +147,7 @@ def compare(
     ] = None,
     cost: Cost = None,
     pairs: Annotated[
-        str, typer.Option("--pairs", metavar="chosen|all", help="Test all against the chosen one, or all pairs.")
+        str, typer.Option("--pairs", metavar="chosen|all", help="Show tests against the chosen one, or of all pairs.")
     ] = "chosen",
     table: Annotated[
         Optional[str],  # noqa: UP045

@@ -104,8 +104,8 @@ def unequal(found: Sequence[Budget]) -> str | None:
         where = f"on {data} with {backbone}: " if len(groups) > 1 else ""
         parts.append(where + ", ".join(f"{one.entry} {one.settings}" for one in members))
     return (
-        f"The methods chose from different numbers of settings ({'; '.join(parts)}): the best of more is better on "
-        "validation by chance alone."
+        f"The methods chose from different numbers of settings ({'; '.join(parts)}): the best of more owes more of its "
+        "validation score to chance."
     )
 
 

@@ -190,7 +190,9 @@ def _demonstrated(rows: Sequence[Row], chosen: Row, tests: Sequence[PairTest], w
     comparisons = "one comparison" if of_all == 1 else f"{of_all} comparisons"
     if above:
         other = above[0].a if above[0].b == chosen.name else above[0].b
-        return f"{said}: {other} is better than {chosen.name} on the texts that were scored, but was not chosen."
+        passed_over = any(row.name == other and not row.is_baseline for row in rows)
+        end = ", but was not chosen" if passed_over else ""
+        return f"{said}: {other} is better than {chosen.name} on the texts that were scored{end}."
     if seeds < needed:
         had = "one seed" if seeds == 1 else f"{seeds} seeds"
         among = f"among {comparisons}, " if of_all > 1 else "in one comparison, "

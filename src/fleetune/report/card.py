@@ -241,18 +241,22 @@ def _limitations(
     if manifest.training.get("wished"):
         found.append("Thresholds keep what was wished on validation; the table of labels shows what test texts give.")
     if comparison is not None and len(comparison.rows) > 1:
-        found.append(_standing(comparison))
+        found.append(_standing(comparison, trial.data if trial is not None else ""))
     return found
 
 
-def _standing(comparison: Comparison) -> str:
-    count, winner = len(comparison.rows), comparison.verdict.winner
+def _standing(comparison: Comparison, data: str) -> str:
+    """Returns what may be said of the configurations on the same data; of all where that is not known."""
+    verdict = comparison.verdicts.get(data, comparison.verdict)
+    rows = [row for row in comparison.rows if data not in comparison.verdicts or row.configuration.first.data == data]
+    count, winner = len(rows), verdict.winner
+    of_what = "of its run" if count == len(comparison.rows) else "on its data"
     lead = (
-        f"Of the {count} configurations of its run none is demonstrated to be the best."
+        f"Of the {count} configurations {of_what} none is demonstrated to be the best."
         if winner is None
-        else f"Of the {count} configurations of its run, {winner} is demonstrated to be the best."
+        else f"Of the {count} configurations {of_what}, {winner} is demonstrated to be the best."
     )
-    return f"{lead} {comparison.verdict.reason}"
+    return f"{lead} {verdict.reason}"
 
 
 def _packages(manifest: Manifest) -> list[tuple[str, str]]:

@@ -65,26 +65,28 @@ def _csv_cell(value: Any) -> str:
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """Returns the comparison as a Markdown table, with what may be said below; a demonstrated winner's mean is bold."""
+    """Returns the comparison as a Markdown table, with what may be said below; demonstrated winners' means are bold."""
     headings, rows = _printed(comparison)
     lines = ["| " + " | ".join(map(escaped, headings)) + " |"]
     lines += ["| --- |" + " ---: |" * (len(headings) - 2) + " --- |"]
+    winners = _winners(comparison)
     for name, cells in rows:
         words = [str(escaped(cell)) for cell in cells]
-        if name == comparison.verdict.winner:
+        if name in winners:
             words[1] = f"**{words[1]}**"
         lines.append("| " + " | ".join(words) + " |")
     return "\n".join([*lines, "", str(escaped(comparison.verdict.reason)), ""])
 
 
 def as_latex(comparison: Comparison) -> str:
-    r"""Returns the comparison as a LaTeX tabular with the rules of booktabs; a demonstrated winner's mean is bold."""
+    r"""Returns the comparison as a LaTeX tabular with the rules of booktabs; means of demonstrated winners are bold."""
     headings, rows = _printed(comparison)
     lines = [r"% needs \usepackage{booktabs}", rf"\begin{{tabular}}{{l{'r' * (len(headings) - 2)}l}}", r"\toprule"]
     lines += [" & ".join(map(_latex, headings)) + r" \\", r"\midrule"]
+    winners = _winners(comparison)
     for name, cells in rows:
         words = [_latex(cell) for cell in cells]
-        if name == comparison.verdict.winner:
+        if name in winners:
             words[1] = rf"\textbf{{{words[1]}}}"
         lines.append(" & ".join(words) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", f"% {one_line(comparison.verdict.reason)}", ""])
@@ -122,8 +124,14 @@ def _cells(record: dict[Any, Any], one_metric: bool) -> list[str]:
     ]
 
 
+def _winners(comparison: Comparison) -> set[str | None]:
+    """Returns the demonstrated winner of each data set that has one."""
+    return {verdict.winner for verdict in comparison.verdicts.values()}
+
+
 def _remarks(record: dict[Any, Any]) -> list[str]:
     remarks = ["tied with the best"] if record.get("tied_with_best") else []
+    remarks += ["better, but not chosen"] if record.get("standing") == "ahead" else []
     remarks += ["learned nothing with some seed"] if record.get("degenerate") else []
     return remarks + ([f"{record['failed']} failed"] if record.get("failed") else [])
 
