@@ -1,10 +1,11 @@
 """Runs a recipe in processes that are killed at places given in advance, and shows what is left of it.
 
 As a program it reads one JSON object from its standard input: `recipe`, `folder`, `threads`, `every` (a checkpoint is
-due each so many micro-steps or evaluations) and `kills`, a list of places. For each place it forks a process that runs
-the recipe and dies there by SIGKILL; in the end one runs to its end. A place is `[what, number]`: the process dies when
-`what` happens for the number-th time: `notice`, `micro-step`, `fsync`, `replace`, `removal`, `commit` (before it) or
-`committed`. At `["damage", number]` nothing runs: a bit of file `number` of the newest checkpoint is turned over.
+due each so many micro-steps or evaluations) and `kills`, a list of places. First it runs the recipe through in
+`folder/whole`. Then for each place it forks a process that runs it in `folder/killed` and dies there by SIGKILL; in the
+end one runs to its end. A place is `[what, number]`: the process dies when `what` happens for the number-th time:
+`notice`, `micro-step`, `fsync`, `replace`, `removal`, `commit` (before it) or `committed`. At `["damage", number]`
+nothing runs: a bit of file `number` of the newest checkpoint is turned over.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ Place = tuple[str, int]
 def run_with_kills(
     recipe: Path, folder: Path, kills: Sequence[Place], every: int = 3, threads: int = 2
 ) -> list[dict[str, Any]]:
-    """Runs a recipe, killed at each place in turn; returns what each process said: `killed`, `lines`, `summary`."""
+    """Runs a recipe through, then killed at each place in turn; returns what each process said.
+
+    All say `killed`: where, or null; those that came to the end also `lines` of notes, and numbers of trials.
+    """
     order = {"recipe": str(recipe), "folder": str(folder), "kills": kills, "every": every, "threads": threads}
     done = subprocess.run(
         [sys.executable, "-m", "tests.killed_runs"],
@@ -84,14 +88,15 @@ def main() -> None:
     torch.set_num_threads(1)
     _warm_up(order)
     torch.set_num_threads(order["threads"])
-    for place in [*order["kills"], None]:
+    folder = Path(order["folder"])
+    for number, place in enumerate([None, *order["kills"], None]):
         if place is not None and place[0] == "damage":
-            print(json.dumps({"killed": place, "path": _damage(Path(order["folder"]), place[1])}))
+            print(json.dumps({"killed": place, "path": _damage(folder / "killed", place[1])}))
             continue
         sys.stdout.flush()
         child = os.fork()
         if child == 0:
-            _run(order, place)
+            _run(order, folder / ("killed" if number else "whole"), place)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         killed = os.WIFSIGNALED(status)
@@ -138,7 +143,7 @@ def _damage(folder: Path, number: int) -> str:
     return paths[number % len(paths)]
 
 
-def _run(order: dict[str, Any], place: Place | None) -> None:
+def _run(order: dict[str, Any], folder: Path, place: Place | None) -> None:
     from fleetune.engine.cuts import Cuts
     from fleetune.engine.fleet import Fleet
     from fleetune.lab.checkpoints import FleetCheckpoints
@@ -147,8 +152,8 @@ def _run(order: dict[str, Any], place: Place | None) -> None:
     from fleetune.lab.recipe import load_recipe
     from fleetune.lab.runner import run
 
-    turns = itertools.count(1)
-    Cuts.is_due = property(lambda self: next(turns) % order["every"] == 0)  # type: ignore[assignment,method-assign]
+    turns, every = itertools.count(1), order["every"] if folder.name == "killed" else 10**9
+    Cuts.is_due = property(lambda self: next(turns) % every == 0)  # type: ignore[assignment,method-assign]
     count = _Count(place)
     count.before(os, "fsync", "fsync")
     count.before(os, "replace", "replace")
@@ -163,7 +168,7 @@ def _run(order: dict[str, Any], place: Place | None) -> None:
             lines.append(notice.text)
         count("notice")
 
-    summary = run(load_recipe(Path(order["recipe"])), Path(order["folder"]), watch)
+    summary = run(load_recipe(Path(order["recipe"])), folder, watch)
     print(json.dumps({"killed": None, "lines": lines, "counts": count.seen, **summary.to_json()["trials"]}), flush=True)
 
 

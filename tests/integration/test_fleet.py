@@ -159,7 +159,9 @@ def test_a_damaged_checkpoint_is_put_aside_for_the_one_before(tmp_path: Path, ki
     store = FolderCheckpoints(tmp_path / "stopped")
     fleet = partial(Fleet, tiny_backbone(), specs, data, store, 0.0)
     train_until(fleet, lambda event: isinstance(event, Stepped) and event.step == 17)
-    file = max((tmp_path / "stopped" / specs[1].id / kind).glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
+    newest = store.latest()
+    assert newest is not None
+    file = tmp_path / "stopped" / newest.trials[1].files[kind].path
     blob = bytearray(file.read_bytes())
     blob[-1] ^= 1
     file.write_bytes(bytes(blob))

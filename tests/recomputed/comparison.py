@@ -15,6 +15,7 @@ from tests.recomputed.inference import (
     Pair,
     Row,
     difference_of,
+    has_diverged,
     loss_at_chance,
     sign_flips,
     still_falling,
@@ -59,6 +60,7 @@ class Recomputed:
 
     @property
     def recommended(self) -> str | None:
+        """The one recommendation of a run; several data sets have one each, and none in common."""
         return next(iter(self.outcomes.values())).recommended if len(self.outcomes) == 1 else None
 
     @property
@@ -128,9 +130,14 @@ def check_comparison(stored: Stored, found: Recomputed, checks: Checks) -> None:
     checks.equal("comparison.json: winner", said["verdict"]["winner"], found.winner)
     checks.equal("comparison.json: recommended", said["verdict"]["recommended"], found.recommended)
     check_reason("comparison.json: reason", said["verdict"]["reason"], found, checks)
-    if len(found.outcomes) == 1:
-        for outcome in found.outcomes.values():
-            _check_words(said["verdict"]["reason"], outcome, said["cost"], checks)
+    checks.equal("comparison.json: data sets with a verdict", list(said["verdicts"]), list(found.outcomes))
+    for name, outcome in found.outcomes.items():
+        verdict = said["verdicts"].get(name, {"winner": None, "recommended": None, "reason": ""})
+        checks.equal(f"comparison.json: winner on {name}", verdict["winner"], outcome.winner)
+        checks.equal(f"comparison.json: recommended on {name}", verdict["recommended"], outcome.recommended)
+        checks.equal(f"comparison.json: reason on {name}", verdict["reason"] in said["verdict"]["reason"], True)
+        check_reason(f"comparison.json: reason on {name}", verdict["reason"], found, checks)
+        _check_words(verdict["reason"], outcome, said["cost"], checks)
     _check_claims(said["claims"], found, checks)
 
 
@@ -138,7 +145,8 @@ def check_reason(where: str, sentence: str, found: Recomputed, checks: Checks) -
     """Checks that the numbers of the verdict's sentences are means or counts of the rows."""
     pool = [row.mean for row in found.rows]
     for one in found.outcomes.values():
-        pool += [len(one.tests), one.needed, one.corrected_for, *range(len(one.rows) + 1), 6, 3]
+        pool += [len(one.own), one.needed, one.corrected_for, *range(len(one.rows) + 1), 3]
+        pool += [number for row in one.rows for number in (len(row.failed), len(row.trials)) if row.failed]
         pool += [test.seeds for test in one.tests]
         pool += [number for numbers in (one.chosen.degenerate.values() if one.chosen else ()) for number in numbers]
     checks.among(where, sentence, pool, found.names)
@@ -150,20 +158,57 @@ def _check_words(reason: str, of_data: Outcome, cost: str, checks: Checks) -> No
     mine = next((row for row in tied if row.name == recommended), None)
     dearer = [row for row in tied if mine and row.cost(cost) > mine.cost(cost)]
     told = mine is not None and math.isfinite(mine.cost(cost)) and len(dearer) == len(tied) - 1
+    others = [row for row in of_data.rows if row is not chosen]
+    all_behind = bool(others) and all(of_data.standing[row.name] == "behind" for row in others)
+    is_tested = recommended is not None and of_data.winner is None
+    own = [test for test in of_data.own if test.p is not None]
+    shown = [test for test in own if of_data.is_shown(test)]
+    seeds = max((test.seeds for test in own), default=0)
     said = {
         f"Ship {recommended}": recommended is not None,
         "one is recommended": recommended is None,
         ", fails on ": chosen is not None and not chosen.is_judged,
-        "nothing else is tied with it": len(tied) == 1,
+        "every other is behind it": len(tied) == 1 and all_behind,
+        "no other comes into question": len(tied) == 1 and bool(others) and not all_behind,
+        f"the {len(tied)} configurations that seeds and texts do not tell apart": len(tied) > 1,
+        "of its": mine is not None and bool(mine.failed),
+        "nothing that it could be tested against": is_tested and not own,
+        "cannot be significant": is_tested and bool(own) and seeds < of_data.needed and not _beats(own, of_data),
+        "no difference is significant": is_tested and bool(own) and not shown and seeds >= of_data.needed,
+        "but was not chosen": is_tested and _beats(own, of_data),
         COSTS[cost]: len(tied) > 1 and (told or mine is not chosen),
         "is known to be cheaper": len(tied) > 1 and mine is chosen and not told,
         "is the demonstrated winner": of_data.winner is not None,
-        "The same texts chose and judge": recommended is not None
-        and of_data.choice is not None
-        and of_data.choice.on_scored,
+        "The same texts chose and judge": of_data.choice is not None
+        and of_data.choice.on_scored
+        and (recommended is not None or (of_data.choice.row.is_judged and len(of_data.choice.row.scores) == 1)),
     }
+    said |= {f"baseline {row.name} ": _is_mentioned(row, of_data) for row in of_data.rows if row.is_baseline}
     for words, expected in said.items():
         checks.equal(f"comparison.json: reason says {words!r}", words in reason, expected)
+
+
+def _beats(own: Sequence[Pair], of_data: Outcome) -> bool:
+    """Returns whether some row is demonstrated to be better than the chosen one."""
+    for test in own:
+        gain = test.difference if test.a is of_data.chosen else -test.difference
+        if of_data.is_shown(test) and (gain > 0) == (test.a.metric in LOWER_IS_BETTER):
+            return True
+    return False
+
+
+def _is_mentioned(row: Row, of_data: Outcome) -> bool:
+    """Returns whether the verdict names a baseline: the chosen row has a worse mean, or is not shown to be better."""
+    chosen = of_data.chosen
+    if chosen is None or not chosen.is_judged:
+        return False
+    ahead = [one.name for one in of_data.rows if one.is_baseline and of_data.standing[one.name] == "ahead"]
+    if ahead and len(chosen.scores) > 1:
+        return row.name == ahead[0]
+    if row.degenerate or not math.isfinite(row.mean):
+        return False
+    is_better = row.mean < chosen.mean if row.metric in LOWER_IS_BETTER else row.mean > chosen.mean
+    return is_better or (of_data.standing[row.name] in ("tied", "outpaced") and len(chosen.scores) > 1)
 
 
 def _check_row(stated: dict[str, Any], row: Row, of_data: Outcome, checks: Checks) -> None:
@@ -285,9 +330,16 @@ def _sentences(of_data: Outcome) -> list[Sentence]:
                 "p_adjusted": p,
                 "seeds": test.seeds,
             }
+            both = (test.a, test.b)
+            counts = [number for row in both for number in (len(row.failed), len(row.degenerate), len(row.trials))]
             pool = [value for name, value in numbers.items() if name != "p_adjusted"]
-            words = {"is better than": True, "p < 0.001": p < 0.001}
-            found.append(Sentence("tests", words, numbers, [*pool, max(p, 0.001)]))
+            words = {
+                "is better than": True,
+                "p < 0.001": p < 0.001,
+                "failed and are not in its mean": any(row.failed for row in both),
+                "learned nothing and are in its mean": any(row.degenerate and not row.is_baseline for row in both),
+            }
+            found.append(Sentence("tests", words, numbers, [*pool, *counts, max(p, 0.001)]))
     found += _undemonstrated(of_data)
     for one, other in combinations([row for row in rows if row.scores and not row.is_baseline], 2):
         if splits := _same_splits(one, other):
@@ -328,8 +380,8 @@ def _training_sentences(rows: Sequence[Row]) -> list[Sentence]:
         at_chance = [one for one in map(loss_at_chance, row.done) if one]
         if 2 * len(at_chance) > len(row.done):
             pool = [len(at_chance), len(row.done), *at_chance[0], *_settings_of(row)]
-            lowest, guessed = at_chance[0]
-            words = {"cannot be judged by these scores": True, "Diverged": lowest > 1.02 * guessed}
+            first = next(one for one in row.done if loss_at_chance(one))
+            words = {"cannot be judged by these scores": True, "Diverged": has_diverged(first)}
             found.append(Sentence("training", words, {"trials": len(at_chance)}, pool))
         elif 2 * sum(bool(loss_at_chance(one) or still_falling(one)) for one in row.done) > len(row.done):
             improving.append(row.name)
@@ -393,12 +445,13 @@ def check_more_labels(where: str, sentence: str, step: Step, steps: int, found: 
     gap = difference_of(after, before)
     enough = gap is not None and len(gap[0]) >= (1 if after.is_baseline else 3)
     checks.equal(f"{where}: {after.name!r} has an interval", "95 % interval" in sentence, enough)
+    checks.equal(f"{where}: {after.name!r}, of the steps", ", and of the steps" in sentence, not after.is_baseline)
     if gap is not None and enough:
         sign = -1.0 if after.metric in LOWER_IS_BETTER else 1.0
         mean = statistics.fmean(gap[0])
         low, high = sorted(sign * end for end in within(gap[1].ends(mean, 0.05 / steps), after.metric))
-        p = 0.0 if after.is_baseline else sign_flips(gap[0]) * steps
-        for words, said in ((": yes, ", low > 0 and p < 0.05), ("seem to help", low > 0 and p >= 0.05)):
+        is_shown = not after.is_baseline and sign_flips(gap[0]) * steps < 0.05
+        for words, said in ((": yes, ", low > 0 and is_shown), ("seem to help", low > 0 and not is_shown)):
             checks.equal(f"{where}: {after.name!r}, {words!r}", words in sentence, said)
         pool += [sign * mean, len(gap[0]), low, high]
     checks.among(where, sentence, pool, [*found.names, "95 %"])

@@ -45,8 +45,9 @@ class Context:
     def _standing(self, row: Row) -> str:
         if row.degenerate:
             return "degenerate"
-        near = self.found.outcomes[row.data].standing[row.name] in NEAR
-        return "tied with the best" if near else "below the best"
+        known = {"ahead": "better, but not chosen", "not comparable": "not compared"}
+        standing = self.found.outcomes[row.data].standing[row.name]
+        return "tied with the best" if standing in NEAR else known.get(standing, "below the best")
 
     def _entries(self) -> dict[tuple[str, str, str], list[Row]]:
         """Returns the trained rows by data, backbone and the method's entry in the recipe."""
@@ -57,16 +58,18 @@ class Context:
         return found
 
     def _lead(self, data: str) -> Row | None:
-        """Returns the row of which most is shown: the recommended one, else the best."""
+        """Returns the row of which most is shown: the recommended or the chosen one, else the best."""
         rows = [row for row in insights.best_first(self.found.outcomes[data].rows) if math.isfinite(row.mean)]
-        return next((row for row in rows if row.name == self.found.recommended), rows[0] if rows else None)
+        return next((row for row in rows if row.name == self._lead_name(data)), rows[0] if rows else None)
+
+    def _lead_name(self, data: str) -> str | None:
+        of_data = self.found.outcomes[data]
+        return of_data.recommended or (of_data.chosen.name if of_data.chosen else None)
 
     def _more_rows(self, name: str) -> list[Row]:
         """Returns the rows that are looked at more closely, the one to ship first, without what learned nothing."""
         rows = [row for row in insights.best_first(self.found.outcomes[name].rows) if row.scored()]
-        chosen = self.found.outcomes[name].chosen
-        wanted = [self.found.recommended, chosen.name if chosen else None]
-        lead = next((row for one in wanted for row in rows if row.name == one), None)
+        lead = next((row for row in rows if row.name == self._lead_name(name)), None)
         return insights.telling([lead, *(row for row in rows if row is not lead)] if lead else rows)[:6]
 
     def _same_texts(self, name: str, row: Row) -> Any:

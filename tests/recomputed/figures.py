@@ -202,8 +202,10 @@ class Figures(Context):
         records = []
         for name, rows in self._entries().items():
             if f"expected-best-{_key(name[0])}" == figure.key or len(self.data) == 1:
+                several = len({backbone for data, backbone, _ in self._entries() if data == name[0]}) > 1
+                method = f"{name[2]} · {name[1]}" if several else name[2]
                 records += [
-                    {"data": name[0], "backbone": name[1], "method": name[2], "settings tried": tried,
+                    {"data": name[0], "backbone": name[1], "method": method, "settings tried": tried,
                      "validation": validation, "scored": scored}
                     for tried, validation, scored in insights.expected_best(rows)
                 ]  # fmt: skip

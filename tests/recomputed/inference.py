@@ -187,9 +187,9 @@ class Row:
         return {seed: numbers for seed, numbers in found.items() if numbers is not None}
 
     @cached_property
-    def unlearned(self) -> bool:
-        """Whether some seed shows nothing learned on validation."""
-        return any(shows_nothing(one, "validation") is not None for one in self.scored("validation"))
+    def unlearned(self) -> int:
+        """How many seeds show nothing learned on validation."""
+        return sum(shows_nothing(one, "validation") is not None for one in self.scored("validation"))
 
     @cached_property
     def is_judged(self) -> bool:
@@ -284,6 +284,16 @@ def loss_at_chance(trial: Trial) -> tuple[float, float] | None:
     return None if min(losses) > 1.02 * guessed else (min(losses), guessed)
 
 
+def has_diverged(trial: Trial) -> bool:
+    """Returns whether a loss at chance lies above it and is no lower than where it began.
+
+    It began at its first evaluation; of a single one nothing is known but what even guesses have.
+    """
+    losses, guessed = validation_losses(trial), chance(trial) or math.inf
+    began = losses[0] if len(losses) > 1 else math.log(2 if trial.several else len(trial.label_names))
+    return min(losses) > 1.02 * guessed and losses[-1] >= began
+
+
 def still_falling(trial: Trial) -> tuple[float, float] | None:
     """Returns the last two validation losses where the last is the best, by more than 2 %; None elsewhere."""
     losses = validation_losses(trial)
@@ -325,7 +335,7 @@ def difference_of(a: Row, b: Row) -> tuple[list[float], Variance, list[tuple[int
 
 
 def tested(a: Row, b: Row, pairs: int) -> Pair:
-    """Returns the test of one of so many pairs."""
+    """Returns the test of one of so many pairs that could be asked about."""
     found = difference_of(a, b)
     if found is None:
         return Pair(a, b, 0, a.mean - b.mean, None, None, None, None, None)
@@ -365,10 +375,13 @@ def mcnemar(pairs: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]]) -> flo
     return float(stats.chi2.sf(np.sum(gained) ** 2 / np.sum(np.square(gained)), 1))
 
 
-def holm(values: Sequence[float]) -> list[float]:
-    """Returns p-values after Holm's correction: the largest of (m - rank) p among those no larger."""
+def holm(values: Sequence[float], among: int = 0) -> list[float]:
+    """Returns p-values after Holm's correction: the largest of (m - rank) p among those no larger.
+
+    Where they are some of `among` tests, m is that, as if the others all had larger p-values.
+    """
     order = sorted(range(len(values)), key=lambda one: values[one])
-    steps = [min(1.0, (len(values) - rank) * values[place]) for rank, place in enumerate(order)]
+    steps = [min(1.0, (max(among, len(values)) - rank) * values[place]) for rank, place in enumerate(order)]
     return [max(steps[: order.index(place) + 1]) for place in range(len(values))]
 
 

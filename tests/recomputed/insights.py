@@ -34,7 +34,8 @@ def best_first(rows: Sequence[Row]) -> list[Row]:
 
 
 def telling(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if not row.degenerate] or list(rows)
+    """Returns the first row, and of the others those whose every seed learned something."""
+    return [row for place, row in enumerate(rows) if place == 0 or not row.degenerate]
 
 
 def usable(row: Row) -> list[Trial]:

@@ -42,9 +42,17 @@ class _Page(Context):
 
     def _answer(self) -> None:
         answer = self.page.named("answer")
-        self.checks.equal("page: recommended", answer.one("strong").text() or None, self.found.recommended)
-        reason = " ".join(self.stored.comparison["verdict"]["reason"].split())
-        self.checks.equal("page: answer has the reason of comparison.json", reason in answer.text(), True)
+        of_data = self.found.outcomes
+        wanted = [" ".join(one.recommended.split()) for one in of_data.values() if one.recommended]
+        box = answer.one("div", "answer")
+        self.checks.equal("page: recommended", [one.text() for one in box.all("strong")], wanted)
+        leads = [one.text() for one in box.all("p", "recommended")]
+        self.checks.equal("page: answers", len(leads), len(of_data))
+        for lead, (name, one) in zip(leads, of_data.items(), strict=False):
+            self.checks.equal(f"page: answer on {name}", lead.startswith("Recommended"), one.recommended is not None)
+            self.checks.equal(f"page: answer on {name} names it", f" on {name}" in lead, len(of_data) > 1)
+            reason = " ".join(self.stored.comparison["verdicts"][name]["reason"].split())
+            self.checks.equal(f"page: answer on {name} has its reason", reason in box.text(), True)
         check_reason("page: answer", answer.one("div", "answer").text(), self.found, self.checks)
         claims = self.stored.comparison["claims"]
         points = [point.text() for point in answer.one("ul", "points").all("li")]
@@ -68,9 +76,10 @@ class _Page(Context):
             ]
             self.checks.printed(where, value, counts[0])
             self.checks.among(where, detail, [len(trials), *counts[1:], counts[2] + counts[3]])
-        elif "mean" in name:
-            self.checks.printed(where, value, best.mean)
-            self.checks.among(where, detail, [], self.found.names)
+        elif name.startswith("Mean"):
+            row = self.found.row(detail)
+            self.checks.equal(f"{where}, whose it is", detail, " ".join((self.found.recommended or "–").split()))
+            self.checks.printed(where, value, row.mean if row else None)
         elif name == "Most frequent answer":
             self.checks.printed(where, value, insights.majority(best))
         elif name.endswith("texts"):
@@ -133,10 +142,14 @@ class _Page(Context):
         where = f"page: configurations, marks of {row.name!r}"
         standing = self.found.outcomes[row.data].standing[row.name]
         tied = standing in NEAR and row.has_known_spread and not row.degenerate
-        self.checks.equal(f"{where}, tied", any(body.all("span", "tied")), tied)
+        said = [one.text() for one in body.all("span", "tied")]
+        known = ["tied with the best"] * tied + ["better, but not chosen"] * (standing == "ahead")
+        self.checks.equal(f"{where}, tied", said, known)
         self.checks.equal(f"{where}, degenerate", any(body.all("span", "degenerate")), bool(row.degenerate))
         self.checks.equal(
-            f"{where}, recommended", any(body.all("span", "recommended")), row.name == self.found.recommended
+            f"{where}, recommended",
+            any(body.all("span", "recommended")),
+            row.name == self.found.outcomes[row.data].recommended,
         )
         for mark in body.all("span", "failed"):
             self.checks.among(where, mark.text(), [len(row.failed)])

@@ -93,6 +93,7 @@ class Tables(Context):
         for line in table.rows:
             row = leads[line["Data"].text] if "Data" in line else next(iter(leads.values()))
             least = read(line["At least"].text)
+            self.checks.equal("page: thresholds are of", line["Configuration"].text, " ".join(row.name.split()))
             where = f"page: threshold for {line['Wished'].text} {line['At least'].text} of {line['Label'].text!r}"
             found = insights.operating_point(
                 row, line["Label"].text, line["Wished"].text, least.value if least else 0.0

@@ -11,7 +11,7 @@ from itertools import combinations
 from tests.recomputed.inference import TINY, Pair, Row, Variance, difference_of, holm, seeds_needed, tested
 from tests.recomputed.scores import LOWER_IS_BETTER
 
-NEAR = ("chosen", "tied", "ahead")
+NEAR = ("chosen", "tied")
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,15 @@ class Choice:
 class Outcome:
     """What may be said of rows on one data set.
 
-    `adjusted` has the corrected p-values of the whole run by the identity of the test, `corrected_for` their number.
+    `adjusted` has the corrected p-values of the whole run by the identity of the test, `corrected_for` is the number of
+    pairs that could be asked about; `own` are the tests of the chosen row.
     """
 
     rows: list[Row]
     choice: Choice | None
     standing: dict[str, str]
     tests: list[Pair]
+    own: list[Pair]
     adjusted: Mapping[int, float]
     corrected_for: int
     winner: str | None
@@ -53,110 +55,98 @@ class Outcome:
 
 
 def outcomes(by_data: Mapping[str, list[Row]], cost: str, all_pairs: bool) -> dict[str, Outcome]:
-    """Returns what may be said on each data set; all that is tested in the run shares one correction."""
+    """Returns what may be said on each data set; all pairs of the run share one correction, shown or not."""
     choices = {name: chosen_of(rows) for name, rows in by_data.items()}
-    asked = {name: _asked(rows, choices[name], all_pairs) for name, rows in by_data.items()}
-    pairs = sum(map(len, asked.values()))
-    tests = {name: [tested(a, b, pairs) for a, b in members] for name, members in asked.items()}
-    known = {id(test): test.p for members in tests.values() for test in members if test.p is not None}
-    adjusted = dict(zip(known, holm(list(known.values())), strict=True))
-    return {
-        name: _outcome(rows, choices[name], tests[name], adjusted, cost, all_pairs) for name, rows in by_data.items()
+    possible = {name: _pairs(rows, choices[name]) for name, rows in by_data.items()}
+    among = sum(map(len, possible.values()))
+    tests = {
+        name: [tested(a, b, among) for a, b in pairs if all_pairs or a is _row_of(choices[name])]
+        for name, pairs in possible.items()
     }
+    known = {id(test): test.p for members in tests.values() for test in members if test.p is not None}
+    adjusted = dict(zip(known, holm(list(known.values()), among), strict=True))
+    return {name: _outcome(rows, choices[name], tests[name], adjusted, among, cost) for name, rows in by_data.items()}
 
 
 def chosen_of(rows: Sequence[Row]) -> Choice | None:
-    """Returns the trained row of the best mean on validation that learned there, the first of equals.
+    """Returns the trained row of the best mean on validation that learned there, the one that trains least of equals.
 
-    Rows of two seeds or more go before others. The scores that are compared choose where no row was validated.
+    Rows of which every seed learned go before those of which most did, and rows of two seeds or more before others.
+    The scores that are compared choose where no row was validated.
     """
     trained = [row for row in rows if not row.is_baseline and row.scores]
     validated = [row for row in trained if math.isfinite(row.validation)]
     if validated:
-        known = {row.name: row.validation for row in validated if not row.unlearned}
+        known = {row.name: (row.validation, row.unlearned) for row in validated}
     else:
-        known = {row.name: row.mean for row in trained if math.isfinite(row.mean) and not row.degenerate}
-    usable = [row for row in trained if row.name in known]
+        known = {row.name: (row.mean, len(row.degenerate)) for row in trained if math.isfinite(row.mean)}
+    usable = [row for row in trained if row.name in known and known[row.name][1] == 0]
+    if not usable:
+        usable = [row for row in trained if row.name in known and known[row.name][1] < len(row.scores) / 2]
     usable = [row for row in usable if len(row.scores) >= 2] or usable
     if not usable:
         return None
-    best = min(usable, key=lambda row: _loss(row, known[row.name]))
+    best = min(usable, key=lambda row: (_loss(row, known[row.name][0]), row.cost("trainable")))
     return Choice(best, bool(validated), not validated or best.split == "validation")
+
+
+def _row_of(choice: Choice | None) -> Row | None:
+    return choice.row if choice else None
 
 
 def _loss(row: Row, score: float) -> float:
     return score if row.metric in LOWER_IS_BETTER else -score
 
 
-def _asked(rows: Sequence[Row], choice: Choice | None, all_pairs: bool) -> list[tuple[Row, Row]]:
+def _pairs(rows: Sequence[Row], choice: Choice | None) -> list[tuple[Row, Row]]:
+    """Returns all pairs of rows that say something, but of two baselines; those with the chosen row first."""
     if choice is None or not choice.row.is_judged:
         return []
     rivals = [row for row in rows if row.is_judged and row is not choice.row]
     between = [(a, b) for a, b in combinations(rivals, 2) if not (a.is_baseline and b.is_baseline)]
-    return [(choice.row, row) for row in rivals] + (between if all_pairs or choice.on_scored else [])
+    return [(choice.row, row) for row in rivals] + between
 
 
 def _outcome(
-    rows: list[Row],
-    choice: Choice | None,
-    tests: Sequence[Pair],
-    adjusted: Mapping[int, float],
-    cost: str,
-    all_pairs: bool,
+    rows: list[Row], choice: Choice | None, tests: list[Pair], adjusted: Mapping[int, float], among: int, cost: str
 ) -> Outcome:
     own = [test for test in tests if choice is not None and choice.row in (test.a, test.b)]
-    standing = _standings(rows, choice, own, adjusted)
+    standing = {row.name: _standing(row, choice, own, adjusted, among) for row in rows}
     winner, recommended, tied = _verdict(rows, choice, standing, own, adjusted, cost)
-    shown = list(tests) if all_pairs else own
-    return Outcome(rows, choice, standing, shown, adjusted, len(adjusted), winner, recommended, tied)
+    return Outcome(rows, choice, standing, tests, own, adjusted, among, winner, recommended, tied)
 
 
-def _standings(
-    rows: Sequence[Row], choice: Choice | None, own: Sequence[Pair], adjusted: Mapping[int, float]
-) -> dict[str, str]:
-    """Returns where each row stands against the chosen one: by its own test, else by intervals for all rows at once.
+def _standing(row: Row, choice: Choice | None, own: Sequence[Pair], adjusted: Mapping[int, float], among: int) -> str:
+    """Returns where a row stands against the chosen one.
 
-    The spread over seeds is pooled over rows that learned with every seed.
+    It is behind or ahead by a significant test, or where the interval of the pair's own differences, which holds for
+    all pairs together, leaves 0 out. Below all seeds of the chosen one by more than texts explain, it is outpaced.
     """
-    if choice is None:
-        return {row.name: "not comparable" for row in rows}
-    usable = [row for row in rows if math.isfinite(row.mean) and not row.degenerate]
-    degrees = sum(len(row.scores) - 1 for row in usable)
-    squares = sum(statistics.variance(row.scores.values()) * (len(row.scores) - 1) for row in usable if row.spread)
-    pairs = max(math.comb(len(rows), 2) if choice.on_scored else len(rows) - 1, 1)
-    found = {}
-    for row in rows:
-        significant = [test for test in own if row in (test.a, test.b) and adjusted.get(id(test), 1.0) < 0.05]
-        if row is choice.row:
-            found[row.name] = "chosen" if math.isfinite(row.mean) else "not comparable"
-        elif significant:
-            found[row.name] = "behind" if _is_better(choice.row, significant[0]) else "ahead"
-        else:
-            found[row.name] = _standing(row, choice.row, squares / degrees if degrees else None, degrees, 0.05 / pairs)
-    return found
+    if choice is None or not math.isfinite(row.mean):
+        return "not comparable"
+    chosen = choice.row
+    if row is chosen:
+        return "chosen"
+    found = difference_of(chosen, row)
+    if found is None:
+        return "not comparable"
+    if len(chosen.scores) == 1:
+        return "tied"
+    differences, known, _ = found
+    mean, tail = statistics.fmean(differences), 0.05 / max(among, 1)
+    is_shown = any(row in (test.a, test.b) and adjusted.get(id(test), 1.0) < 0.05 for test in own)
+    if is_shown or (len(differences) > 1 and not _reaches_zero(known.ends(mean, tail))):
+        return "behind" if _loss(row, mean) < 0 else "ahead"
+    worst_of_chosen = max(_loss(row, score) for score in chosen.scores.values())
+    best_of_row = min(_loss(row, score) for score in row.scores.values())
+    of_texts = Variance(0.0, 0, known.texts, known.texts_degrees).ends(chosen.mean - row.mean, tail)
+    return "outpaced" if best_of_row > worst_of_chosen and not _reaches_zero(of_texts) else "tied"
 
 
 def _is_better(row: Row, test: Pair) -> bool:
     """Returns whether the difference of a test is to the good of one of its two rows."""
     gain = test.difference if test.a is row else -test.difference
     return _loss(row, gain) < 0
-
-
-def _standing(row: Row, chosen: Row, spread: float | None, degrees: int, tail: float) -> str:
-    found = difference_of(chosen, row) if math.isfinite(row.mean) else None
-    if found is None:
-        return "not comparable"
-    if spread is None:
-        return "tied"
-    of_seeds = spread * (1 / len(chosen.scores) + (0.0 if row.is_baseline else 1 / len(row.scores)))
-    known = Variance(of_seeds, degrees, found[1].texts, found[1].texts_degrees)
-    difference = chosen.mean - row.mean
-    if _reaches_zero(known.ends(difference, tail)):
-        own, others = list(row.scores.values()), list(chosen.scores.values())
-        below = min(own) > max(others) if row.metric in LOWER_IS_BETTER else max(own) < min(others)
-        of_texts = Variance(0.0, 0, known.texts, known.texts_degrees).ends(difference, tail)
-        return "outpaced" if below and not _reaches_zero(of_texts) else "tied"
-    return "behind" if _loss(row, difference) < 0 else "ahead"
 
 
 def _reaches_zero(ends: tuple[float, float]) -> bool:
@@ -185,7 +175,7 @@ def _verdict(
     recommended = chosen if chosen in cheapest else min(cheapest, key=_by_validation)
     beaten = {id(test.b) for test in own if adjusted.get(id(test), 1.0) < 0.05 and _is_better(chosen, test)}
     in_question = {id(row) for row in trained if row is not chosen and (row.is_judged or row.is_waiting)}
-    won = bool(in_question) and beaten == in_question | {id(test.b) for test in own}
+    won = bool(in_question) and beaten == in_question | {id(test.b) for test in own} and not chosen.failed
     return (chosen.name if won else None), recommended.name, tied
 
 

@@ -148,7 +148,7 @@ def audit(label_names: list[str]) -> dict[str, Any]:
         },
         "reasons": {"ragged row": 7, "empty text": 3},
         "warnings": ["2 distinct texts stand with more than one label; no classifier can be right on both"],
-        "notes": ["tweets.csv: read as UTF-8"],
+        "notes": ["a_file_whose_name_has_no_place_to_break_it_and_is_wider_than_a_telephone.csv: read as UTF-8"],
     }
 
 

@@ -87,8 +87,9 @@ def test_six_seeds_crown_a_winner_that_is_far_ahead_of_one_other() -> None:
     assert result.tests[0].p_adjusted == pytest.approx(2 / 64)
     assert "lora is better than head" in result.claims[0].text
     with_a_third = comparison_of(scores | {"ia3": [0.53 + seed / 100 for seed in range(6)]})
-    assert with_a_third.verdict.winner is None, "two comparisons take seven seeds"
-    assert all(test.p_adjusted == pytest.approx(4 / 64) for test in with_a_third.tests)
+    assert with_a_third.verdict.winner is None, "three pairs of configurations take seven seeds"
+    assert [test.p_adjusted for test in with_a_third.tests] == pytest.approx([6 / 64] * 2)
+    assert {test.seeds_needed for test in with_a_third.tests} == {7}
     assert not any("better than" in claim.text for claim in with_a_third.claims)
 
 
@@ -120,7 +121,7 @@ def test_validation_chooses_and_test_does_not() -> None:
     result = compare(chosen)
     assert result.references == {"tweets": "full"}
     assert result.ranked[0].name == "lora"
-    assert "full, which validation chooses" in result.verdict.reason
+    assert "validation chooses full (0.950 against 0.920 on test)" in result.verdict.reason
 
 
 def test_ties_grow_with_the_spread_over_seeds_and_with_fewer_texts() -> None:
@@ -144,12 +145,12 @@ def test_two_seeds_suffice_to_set_a_far_worse_configuration_apart() -> None:
 
 
 def test_what_never_comes_near_the_best_is_not_recommended_however_wide_the_intervals() -> None:
-    result = comparison_of({"ia3": [0.79, 0.80], "full": [0.63, 0.82], "lora": [0.58, 0.72], "head": [0.60, 0.61]})
+    result = comparison_of({"ia3": [0.79, 0.80], "full": [0.63, 0.82], "lora": [0.58, 0.72], "head": [0.60, 0.64]})
     assert {row.name: row.standing for row in result.rows} == {
         "ia3": "chosen", "full": "tied", "lora": "outpaced", "head": "outpaced",
     }  # fmt: skip
     assert result.verdict.recommended == "ia3"
-    assert "Cheaper, but below every seed of ia3: head; more seeds would tell" in result.verdict.reason
+    assert "Cheaper, but worse than every seed of ia3: head; more seeds would tell" in result.verdict.reason
 
 
 def test_what_never_differs_is_tied_and_is_called_one_result() -> None:
@@ -175,17 +176,32 @@ def test_a_row_with_one_finished_seed_is_never_recommended_over_rows_with_a_spre
     assert result.row("head").tied_with_best
 
 
-def test_all_pairs_are_tested_where_asked_and_corrected_for_where_validation_is_scored() -> None:
+def test_all_pairs_are_corrected_for_whether_they_are_shown_or_not() -> None:
     scores = {kind: [start + seed / 100 for seed in range(6)] for kind, start in
               (("full", 0.90), ("lora", 0.80), ("ia3", 0.65), ("head", 0.52))}  # fmt: skip
     trials = [with_accuracy(kind, seed, one) for kind, values in scores.items() for seed, one in enumerate(values)]
-    assert len(compare(trials).tests) == 3
     everything = compare(trials, pairs="all")
     assert len(everything.tests) == 6
-    assert [test.p_adjusted for test in everything.tests] == pytest.approx([6 / 32] * 6)
-    on_validation = compare(trials, split="validation")
-    assert len(on_validation.tests) == 3
-    assert [test.p_adjusted for test in on_validation.tests] == pytest.approx([6 / 32] * 3)
+    for shown in (compare(trials), compare(trials, split="validation")):
+        assert [(test.a, test.b) for test in shown.tests] == [("full", other) for other in ("lora", "ia3", "head")]
+        assert [test.p_adjusted for test in [*shown.tests, *everything.tests]] == pytest.approx([6 / 32] * 9)
+        assert {(test.corrected_for, test.seeds_needed) for test in shown.tests} == {(6, 8)}
+        ends = {test.b: test.simultaneous for test in everything.tests if test.a == "full"}
+        assert {test.b: test.simultaneous for test in shown.tests} == ends
+
+
+def test_pairs_on_all_data_sets_share_one_correction() -> None:
+    trials = [
+        with_accuracy(kind, seed, accuracy + seed / 100, data=data)
+        for data in ("easy", "hard")
+        for kind, accuracy in (("lora", 0.90), ("head", 0.60))
+        for seed in range(6)
+    ]
+    found = compare(trials)
+    assert [test.data for test in found.tests] == ["easy", "hard"]
+    assert {(test.corrected_for, test.seeds_needed) for test in found.tests} == {(2, 7)}
+    assert {one.winner for one in found.verdicts.values()} == {None}
+    assert not any("better than" in claim.text for claim in found.claims)
 
 
 def test_trials_on_a_share_of_the_texts_are_no_rows() -> None:
@@ -289,6 +305,9 @@ def test_the_best_is_sought_within_each_data_set() -> None:
     }  # fmt: skip
     assert result.verdict.recommended is None
     assert "On easy" in result.verdict.reason and "On hard" in result.verdict.reason
+    assert [result.recommended_on(data) for data in ("easy", "hard", "other")] == ["lora · easy", "lora · hard", None]
+    assert set(result.to_json()["verdicts"]) == {"easy", "hard"}
+    assert result.to_json()["verdicts"]["hard"]["recommended"] == "lora · hard"
 
 
 def test_json_has_the_keys_that_other_programs_read() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fleetune.compare.configuration import group
-from fleetune.compare.disagreement import agreement, agreement_frame, disagreements, frame
+from fleetune.compare.disagreement import disagreements, frame
 from fleetune.compare.held_out import HeldOutTexts
 from fleetune.compare.result import TrialResult
 from fleetune.compare.row import Row, summed_up
@@ -50,11 +50,8 @@ def test_texts_with_most_disagreement_come_first_and_all_agreed_ones_not_at_all(
     assert (found[0].truth, found[0].text, found[0].place) == (("b",), "text 1", "a.csv:1")
     assert [one.right for one in found] == pytest.approx([1 / 3, 1 / 3, 2 / 3])
     assert [one.index for one in disagreements(rows, "test", limit=1)] == [1]
-    matrix = agreement(rows, "test")
-    assert matrix.shares == pytest.approx(np.array([[1, 0.4, 0.6], [0.4, 1, 0.6], [0.6, 0.6, 1]]))
-    assert agreement_frame(matrix).loc["lora", "bitfit"] == pytest.approx(0.6)
     assert list(frame(found)["decision of ia3"]) == ["c", "a", "b"] and len(frame([])) == 0
-    json.dumps([one.to_json() for one in found] + [matrix.to_json()])
+    json.dumps([one.to_json() for one in found])
 
 
 def test_a_configuration_decides_as_most_of_its_seeds_and_the_surer_where_they_are_even() -> None:
@@ -76,8 +73,7 @@ def test_what_learned_nothing_and_the_floor_are_left_out() -> None:
     broken.predictions["test"][1][2] = np.nan
     unfinished = trial("full", 0, NAMES, status="pending", predictions={})
     rows = rows_of(good, constant, floor, broken, unfinished)
-    assert disagreements(rows, "test") == [] and agreement(rows, "test").names == ("lora",)
-    assert agreement([], "test").shares.shape == (0, 0) and disagreements([], "test") == []
+    assert disagreements(rows, "test") == [] and disagreements([], "test") == []
 
 
 def test_other_texts_are_refused() -> None:
@@ -110,6 +106,3 @@ def test_every_text_with_two_different_decisions_is_found_and_no_other(chosen: n
     rows = told(*trials)
     found = disagreements(rows, "test", limit=100)
     assert {one.index for one in found} == set(np.flatnonzero((chosen != chosen[0]).any(axis=0)))
-    matrix = agreement(rows, "test")
-    assert (matrix.shares == matrix.shares.T).all() and (np.diag(matrix.shares) == 1).all()
-    assert matrix.shares[0, 1] == pytest.approx((chosen[0] == chosen[1]).mean())

@@ -13,9 +13,9 @@ import pytest
 from fleetune.engine.checkpoint import SavedFile
 from fleetune.engine.events import Event, Finished
 from fleetune.engine.generation import CheckpointStore, Generation, TrialCut
-from fleetune.errors import RunError
+from fleetune.errors import RecipeError, RunError
 from fleetune.lab.checkpoints import FleetCheckpoints, remove_leftovers
-from fleetune.lab.executors.base import FleetJob
+from fleetune.lab.executors.base import FleetJob, StartedFleet
 from fleetune.lab.ledger import Ledger, LedgerReader
 from fleetune.lab.notices import Noted
 from fleetune.lab.recipe import Recipe, load_recipe
@@ -90,6 +90,26 @@ def test_what_failed_by_itself_is_tried_again_when_the_run_has_ended(
     assert third.jobs == first.jobs[:2]
     run(recipe, folder, executor=fourth)
     assert fourth.jobs == []
+
+
+def test_the_time_between_checkpoints_is_no_part_of_a_trial_and_may_change(
+    write_recipe: Callable[..., Path], folder: Path
+) -> None:
+    class Asking(FakeExecutor):
+        def start(self, job: FleetJob) -> StartedFleet:
+            seconds.append(job.checkpoint_seconds)
+            return super().start(job)
+
+    training = {"epochs": 1, "precision": "fp32", "learning_rate": 1e-2, "seeds": 2, "metric": "accuracy"}
+    seconds: list[float] = []
+    killed(load_recipe(write_recipe(training=training)), folder, Asking({"lora": die}))
+    changed = load_recipe(write_recipe(training={**training, "checkpoint_seconds": 5}))
+    assert run(changed, folder, executor=Asking()).done == 4
+    assert seconds == [60.0, 5.0]
+    assert load_recipe(folder / "recipe.toml").checkpoint_seconds == 5.0
+    assert run(load_recipe(folder / "recipe.toml"), folder, executor=Asking()).skipped == 4
+    with pytest.raises(RecipeError, match=r"checkpoint_seconds = -1"):
+        load_recipe(write_recipe(training={"checkpoint_seconds": -1}))
 
 
 class Saving(FakeExecutor):

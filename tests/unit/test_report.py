@@ -366,3 +366,8 @@ def test_a_figure_draws_as_png(written: Path) -> None:
 )
 def test_numbers_are_written_for_readers(written_as: Any, value: str) -> None:
     assert written_as == value
+
+
+def test_folders_of_the_recipe_stay_at_home():
+    text = render(replace(multi_class_run(), recipe_text='[data]\npath = "/home/somebody/secret place/reviews.csv"\n'))
+    assert "reviews.csv" in text and "somebody" not in text

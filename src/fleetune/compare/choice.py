@@ -41,12 +41,11 @@ class Choice:
 
 
 def choose(rows: Sequence[Row], split: str) -> Choice | None:
-    """Returns the trained row of the best mean on validation, of those that learned something there.
+    """Returns the trained row of the best mean on validation, of those that learned something there with every seed.
 
-    With every seed, if there are such rows; else with most of its seeds. Nothing of the scored split decides, so that a
-    choice that fails there is seen to fail. Only where no row has scores on validation do those that are compared
-    decide. A row with one seed is chosen only where no row has two. Of equal ones it is the one that trains fewer
-    parameters.
+    Nothing of the scored split decides, so that a choice that fails there is seen to fail. Only where no row has scores
+    on validation do those that are compared decide. A row with one seed is chosen only where no row has two. Of equal
+    ones it is the one that trains fewer parameters.
 
     Args:
         rows: Rows on the same data.

@@ -1,4 +1,4 @@
-"""Texts on which the configurations decide differently, and how often any two of them agree."""
+"""Texts on which the configurations decide differently."""
 
 from __future__ import annotations
 
@@ -54,23 +54,6 @@ class Disagreement:
         }
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How often any two configurations decide alike.
-
-    Attributes:
-        names: The configurations.
-        shares: Share of texts with equal decisions `(configurations, configurations)`; 1 on the diagonal.
-    """
-
-    names: tuple[str, ...]
-    shares: NDArray[np.float64]
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the names and the rows of the matrix."""
-        return {"names": list(self.names), "shares": self.shares.tolist()}
-
-
 def disagreements(
     rows: Sequence[Row], split: str, held_out: HeldOutTexts | None = None, limit: int = 50
 ) -> list[Disagreement]:
@@ -113,20 +96,6 @@ def disagreements(
     ]
 
 
-def agreement(rows: Sequence[Row], split: str) -> Agreement:
-    """Returns for any two configurations the share of the split's texts on which they decide alike.
-
-    Decisions and what is left out are as in `disagreements`.
-
-    Raises:
-        ValueError: If predictions are not all of the same texts.
-    """
-    voters = _voters(rows, split)
-    decided = [_decision(trials, split) for _, trials in voters]
-    shares = np.array([[(one == other).all(axis=1).mean() for other in decided] for one in decided])
-    return Agreement(tuple(name for name, _ in voters), shares.reshape(len(voters), len(voters)))
-
-
 def frame(found: Sequence[Disagreement]) -> pd.DataFrame:
     """Returns the texts as a table, one line each and one column a configuration."""
     import pandas as pd
@@ -139,13 +108,6 @@ def frame(found: Sequence[Disagreement]) -> pd.DataFrame:
     if not records:
         return pd.DataFrame(columns=["index", "place", "text", "truth", "right"])
     return pd.DataFrame.from_records(records)
-
-
-def agreement_frame(found: Agreement) -> pd.DataFrame:
-    """Returns the matrix as a table with the configurations' names on both sides."""
-    import pandas as pd
-
-    return pd.DataFrame(found.shares, index=list(found.names), columns=list(found.names))
 
 
 def _voters(rows: Sequence[Row], split: str) -> list[tuple[str, list[TrialResult]]]:

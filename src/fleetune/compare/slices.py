@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.float64]
 
-EXPLORATORY = "Exploratory: found by looking at many slices, so a finding to check on new texts, not a test."
-
 
 @dataclass(frozen=True)
 class SliceScore:
@@ -167,7 +165,7 @@ def where_it_loses(
 ) -> list[WeakSpot]:
     """Returns slices and labels on which one of `others` is better than `chosen`, largest difference first.
 
-    It is exploratory (`EXPLORATORY` says so in a sentence). A label is looked at by its F1 on the whole split.
+    It is exploratory. A label is looked at by its F1 on the whole split.
 
     Args:
         chosen: The configuration to ship.

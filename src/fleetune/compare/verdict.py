@@ -80,8 +80,8 @@ def verdict_on(
         _lead(recommended, chosen, choice, rows, tied, split, cost),
         *_failed(recommended),
         _demonstrated(rows, chosen, tests, winner),
-        *_outpaced(trained, chosen, recommended, cost),
-        *_left_out(tied, sound, recommended, cost),
+        *_outpaced(trained, chosen, recommended, cost, len(tied) == 1),
+        *_left_out(trained, sound, recommended, cost),
         *_remarks(rows, chosen),
         *on_scored,
     ]
@@ -209,18 +209,21 @@ def _demonstrated(rows: Sequence[Row], chosen: Row, tests: Sequence[PairTest], w
     return f"{said}: no difference is significant after Holm's correction over {comparisons}."
 
 
-def _outpaced(rows: Sequence[Row], chosen: Row, recommended: Row, cost: Cost) -> list[str]:
+def _outpaced(rows: Sequence[Row], chosen: Row, recommended: Row, cost: Cost, is_alone: bool) -> list[str]:
+    """Returns a sentence on what its seeds alone keep back: the cheaper ones, or where nothing is tied, all."""
     limit = cost_of(recommended, cost)
-    names = [row.name for row in rows if row.standing == "outpaced" and cost_of(row, cost) < limit]
+    names = [row.name for row in rows if row.standing == "outpaced" and (is_alone or cost_of(row, cost) < limit)]
     if not names:
         return []
-    return [f"Cheaper, but worse than every seed of {chosen.name}: {listed(names)}; more seeds would tell."]
+    lead = "Worse" if is_alone else "Cheaper, but worse"
+    return [f"{lead} than every seed of {chosen.name}: {listed(names)}; more seeds would tell."]
 
 
-def _left_out(tied: Sequence[Row], sound: Sequence[Row], recommended: Row, cost: Cost) -> list[str]:
+def _left_out(trained: Sequence[Row], sound: Sequence[Row], recommended: Row, cost: Cost) -> list[str]:
     limit = cost_of(recommended, cost)
-    names = [row.name for row in tied if row not in sound and cost_of(row, cost) < limit]
-    return [f"Cheaper, but left out because some of its seeds failed: {', '.join(names)}."] if names else []
+    tied = [row for row in trained if row.tied_with_best and row not in sound and cost_of(row, cost) < limit]
+    names = [row.name for row in tied if row.configuration.failed or row.degenerate]
+    return [f"Cheaper, but left out because some seed failed or learned nothing: {listed(names)}."] if names else []
 
 
 def _remarks(rows: Sequence[Row], chosen: Row) -> list[str]:

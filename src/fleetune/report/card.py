@@ -74,15 +74,10 @@ def render_card(manifest: Manifest, run: Run | None = None, comparison: Comparis
             settings=_settings(manifest, trial),
             limitations=_limitations(manifest, trial, siblings, comparison, split),
             command="" if run is None else run.command,
-            recipe="" if run is None else _without_folders(run.recipe_text),
+            recipe="" if run is None else words.without_folders(run.recipe_text),
             packages=_packages(manifest),
         )
     )
-
-
-def _without_folders(recipe: str) -> str:
-    """Returns the recipe with files by their names alone: whose folders they lie in is nobody's business."""
-    return re.sub(r'"(?:/|[A-Za-z]:\\\\)(?:[^"]*[/\\])([^"/\\]+)"', r'"\1"', recipe)
 
 
 def _trial_of(manifest: Manifest, run: Run) -> TrialResult:

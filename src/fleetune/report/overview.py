@@ -6,7 +6,9 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from fleetune import methods
 from fleetune.compare.configuration import all_settings
 from fleetune.compare.pair import PairTest
 from fleetune.compare.row import Row
@@ -155,10 +157,20 @@ COSTS = (
 
 
 def _settings(row: Row) -> str:
-    """Returns the settings that not all configurations share, less those that the name has."""
+    """Returns the settings that not all configurations share, less the method's own defaults and those in the name."""
     varying = row.configuration.varying or all_settings(row.configuration.first)
-    shown = {name: value for name, value in varying.items() if value is not None and f"{name} " not in row.name}
+    own = {name: field.default for name, field in methods.get(row.configuration.first.kind).Config.model_fields.items()}
+    shown = {
+        name: value
+        for name, value in varying.items()
+        if value is not None and f"{name} " not in row.name and not (name in own and _is_same(own[name], value))
+    }
     return " · ".join(f"{name} {words.setting(value)}" for name, value in shown.items())
+
+
+def _is_same(default: Any, value: Any) -> bool:
+    """Returns whether a setting is its default; the ledger has lists where methods have tuples."""
+    return bool((list(default) if isinstance(default, tuple) else default) == value)
 
 
 def _marks(row: Row, recommended: str | None) -> list[tuple[str, str]]:

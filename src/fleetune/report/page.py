@@ -119,7 +119,7 @@ def build_page(run: Run, comparison: Comparison) -> Page:
         environment=flat_facts(run.environment),
         hashes=list(run.hashes.items()),
         command=run.command,
-        recipe=run.recipe_text,
+        recipe=words.without_folders(run.recipe_text),
     )
 
 

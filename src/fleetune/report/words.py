@@ -13,6 +13,7 @@ from fleetune.compare.titles import metric_title as metric_title
 
 SPLIT_TITLES = {"train": "training", "validation": "validation", "test": "test"}
 DASH = "–"
+ABSOLUTE_PATH = re.compile(r'"(?:/|[A-Za-z]:\\\\)(?:[^"]*[/\\])([^"/\\]+)"')
 
 
 def score(value: float | None) -> str:
@@ -125,3 +126,8 @@ def threshold_rule(rule: Any, split: str) -> str:
     if split == "validation":
         return "Each text is judged by thresholds tuned for each label's F1 on the other folds of validation."
     return "Thresholds are tuned for each label's F1 on validation alone."
+
+
+def without_folders(recipe: str) -> str:
+    """Returns a recipe with files by their names alone: whose folders they lie in is nobody's business."""
+    return ABSOLUTE_PATH.sub(r'"\1"', recipe)
