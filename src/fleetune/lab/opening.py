@@ -128,9 +128,11 @@ def _freeze_presentation(place: RunFolder, recipe: Recipe, ledger: Ledger) -> No
     """Takes over what changes no trial: other trackers, slices, costs or checkpoints must hold after a stop, too."""
     # The ledger's: a file that was damaged, or changed by hand, is written anew.
     frozen = ledger.meta().get("recipe") or _frozen(place)
-    wanted = _with_presentation(frozen, json.loads(json.dumps(_movable(resolved(recipe), place.path))))
+    new = json.loads(json.dumps(_movable(resolved(recipe), place.path)))
+    wanted = _with_presentation(frozen, new)
     if wanted != frozen or wanted != _frozen(place):
-        _freeze_document(place, wanted, ledger)
+        # The ledger's keys are sorted; where it says the same, the file is what it was to the byte.
+        _freeze_document(place, new if new == wanted else wanted, ledger)
     ledger.set_meta(cost=recipe.cost)
 
 
