@@ -346,9 +346,7 @@ def test_a_baseline_that_ties_with_the_best_is_named_in_the_verdict_and_not_reco
     found = comparison(LORA, {"tfidf": 0.90})
     assert found.row("tfidf").tied_with_best
     assert found.verdict.recommended == "lora"
-    assert (
-        "That lora is better than the baseline tfidf (0.910 against 0.900) is not demonstrated" in found.verdict.reason
-    )
+    assert "That lora is better than the baseline tfidf (0.910 against 0.900) is not demonstrated" in found.verdict.reason
     assert "every other" not in found.verdict.reason
     assert "and no other comes into question in its place" in found.verdict.reason
 
