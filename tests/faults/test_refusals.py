@@ -13,6 +13,8 @@ from tests.faults.bench import Bench, Ended, Failures
 from tests.faults.shim import FOREVER, KINDS_OF, Action, Event, Fault, Kind
 
 PARTS = 12
+SAVE_EVENTS = 80
+"""More than a checkpoint of a fleet has."""
 MAY_PASS = Kind.UNLINK | Kind.CHMOD | Kind.MKDIR
 """What is refused of these may do no harm: what was to be removed stays, what was to be made is there."""
 
@@ -53,8 +55,13 @@ def check_loud(ended: Ended, event: Event, folder: Path) -> None:
 
 
 def every_refusal(bench: Bench) -> list[tuple[Event, Fault]]:
-    """Returns each event with each of its faults."""
-    return [(event, fault) for event in bench.reference[1] for fault in faults_at(event)]
+    """Returns each event of a run with one of its faults, and those of a save in its middle with each of them."""
+    found = []
+    for event in bench.reference[1]:
+        faults = faults_at(event)
+        is_in_save = 0 <= event.number - bench.events // 2 < SAVE_EVENTS
+        found += [(event, fault) for fault in (faults if is_in_save else [faults[event.number % len(faults)]])]
+    return found
 
 
 def test_some_refusals_are_loud_and_lose_nothing(bench: Bench) -> None:

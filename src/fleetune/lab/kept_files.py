@@ -75,4 +75,4 @@ def _put_aside(path: Path, trial: Path) -> None:
     """Moves a file into its trial's folder `quarantine/`, if it is there."""
     if path.is_file():
         make_folder(trial / QUARANTINE)
-        path.replace(trial / QUARANTINE / "-".join(path.relative_to(trial).parts))
+        path.replace(trial / QUARANTINE / "-".join(path.parts[-2:]))

@@ -126,11 +126,15 @@ def _freeze_document(place: RunFolder, frozen: Document, ledger: Ledger) -> None
 
 def _freeze_presentation(place: RunFolder, recipe: Recipe, ledger: Ledger) -> None:
     """Takes over what changes no trial: other trackers, slices, costs or checkpoints must hold after a stop, too."""
-    # The ledger's: a file that was damaged, or changed by hand, is written anew.
-    frozen = ledger.meta().get("recipe") or _frozen(place)
-    wanted = _with_presentation(frozen, json.loads(json.dumps(_movable(resolved(recipe), place.path))))
-    if wanted != frozen or wanted != _frozen(place):
-        _freeze_document(place, wanted, ledger)
+    frozen, kept = _frozen(place), ledger.meta().get("recipe")
+    is_whole = kept is None or frozen == kept
+    # A file that was damaged, or changed by hand, is written anew from the ledger.
+    frozen = frozen if is_whole else kept
+    new = json.loads(json.dumps(_movable(resolved(recipe), place.path)))
+    wanted = _with_presentation(frozen, new)
+    if wanted != frozen or not is_whole:
+        # The ledger's keys are sorted; where it says the same, the file is what it was to the byte.
+        _freeze_document(place, new if new == wanted else wanted, ledger)
     ledger.set_meta(cost=recipe.cost)
 
 

@@ -105,11 +105,11 @@ def _run_until_stopped(
         RunLock(place.path),
         open_ledger(place, inputs, command) as ledger,
     ):
-        before = ledger.statuses()
         division = Division(ledger, place.trials.name)
+        begin_damaged_anew(ledger, division, watch)
+        before = ledger.statuses()
         inputs = replace(inputs, plan=division.as_recorded(inputs.plan))
         watch(RunOpened(place.path, inputs.plan, before, recipe.metric))
-        begin_damaged_anew(ledger, division, watch)
         division.retry_failed()
         remove_leftovers(ledger, place.trials, before)
         now = _Run(inputs, place, ledger, division, executor, watch, stop, tally)

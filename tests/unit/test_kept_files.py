@@ -1,0 +1,102 @@
+"""What became of a finished run's files and rows since they were written is found before they are used."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from fleetune.errors import RunError, StorageError
+from fleetune.lab.ledger import Ledger
+from fleetune.lab.notices import Noted, Notice
+from fleetune.lab.recipe import Recipe, load_recipe
+from fleetune.lab.results import load_results
+from fleetune.lab.runner import run
+from tests.unit.test_runner import FakeExecutor
+
+
+@pytest.fixture
+def finished(write_recipe: Callable[..., Path], tmp_path: Path) -> tuple[Recipe, Path]:
+    """Returns a recipe and the folder of its run, in which every trial is done."""
+    recipe = load_recipe(write_recipe())
+    assert run(recipe, tmp_path / "run", executor=FakeExecutor()).done == 4
+    return recipe, tmp_path / "run"
+
+
+def change(folder: Path, statement: str, *values: object) -> None:
+    with closing(sqlite3.connect(folder / "ledger.sqlite")) as db, db:
+        assert db.execute(statement, values).rowcount > 0
+
+
+@pytest.mark.parametrize("how", ["one bit", "cut off", "gone"])
+def test_a_trial_whose_predictions_are_damaged_is_trained_again(finished: tuple[Recipe, Path], how: str) -> None:
+    recipe, folder = finished
+    path = sorted(folder.glob("trials/*/predictions.parquet"))[0]
+    whole = path.read_bytes()
+    damaged = {"one bit": whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:], "cut off": whole[:-1], "gone": b""}[how]
+    path.unlink() if how == "gone" else path.write_bytes(damaged)
+    with pytest.raises(RunError, match=r"predictions.parquet is damaged.*\n.*[Rr]un the recipe again"):
+        load_results(folder)
+    told: list[Notice] = []
+    executor = FakeExecutor()
+    summary = run(recipe, folder, told.append, executor)
+    assert (summary.done, summary.skipped) == (1, 3)
+    assert [len(job) for job in executor.jobs] == [4], "it trains in the company that it had"
+    assert path.read_bytes() == whole
+    kept = list((path.parent / "quarantine").glob("*"))
+    assert [file.read_bytes() for file in kept] == ([] if how == "gone" else [damaged])
+    (noted,) = [notice.text for notice in told if isinstance(notice, Noted)]
+    assert "predictions.parquet is damaged" in noted
+    again = FakeExecutor()
+    run(recipe, folder, executor=again)
+    assert again.jobs == []
+
+
+def test_rows_that_changed_since_a_run_ended_are_refused(finished: tuple[Recipe, Path]) -> None:
+    recipe, folder = finished
+    load_results(folder)
+    change(folder, "UPDATE trials SET seconds = seconds + 1e-9 WHERE position = 2")
+    for use in (load_results, lambda place: run(recipe, place, executor=FakeExecutor())):
+        with pytest.raises(StorageError, match=r"ledger.sqlite is damaged \(its rows") as error:
+            use(folder)
+        assert len(str(error.value).splitlines()) == 2
+
+
+def test_a_run_that_goes_on_has_no_seal_until_it_ends(finished: tuple[Recipe, Path]) -> None:
+    _, folder = finished
+    ledger = Ledger(folder)
+    ledger.begin_attempt({})
+    ledger.set_meta(name="another")
+    load_results(folder)
+    ledger.end_attempt("done")
+    ledger.close()
+    load_results(folder)
+    change(folder, "UPDATE meta SET value = '\"the old one\"' WHERE key = 'name'")
+    with pytest.raises(StorageError):
+        load_results(folder)
+
+
+def test_a_ledger_that_names_a_file_outside_the_run_moves_nothing(finished: tuple[Recipe, Path]) -> None:
+    recipe, folder = finished
+    outside = folder.parent / "outside.txt"
+    outside.write_text("mine")
+    change(folder, "DELETE FROM meta WHERE key = 'seal'")
+    (trial,) = {one.id for one in load_results(folder).trials[:1]}
+    change(folder, "INSERT INTO artifacts VALUES ('../outside.txt', ?, 'predictions', 4, 'no')", trial)
+    for use in (load_results, lambda place: run(recipe, place, executor=FakeExecutor())):
+        with pytest.raises(RunError, match="names a file outside"):
+            use(folder)
+    assert outside.read_text() == "mine"
+
+
+def test_what_became_of_the_data_is_written_again_where_it_is_damaged(finished: tuple[Recipe, Path]) -> None:
+    recipe, folder = finished
+    names = ("recipe.toml", "data/audit.json", "data/splits.parquet", "data/held_out.parquet")
+    before = {name: (folder / name).read_bytes() for name in names}
+    for name in names:
+        (folder / name).write_bytes(before[name][:-3] + b"\x01\x02\x03")
+        run(recipe, folder, executor=FakeExecutor())
+        assert {one: (folder / one).read_bytes() for one in names} == before, name
