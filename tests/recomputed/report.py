@@ -247,7 +247,9 @@ class _Page(Context):
     def _recipe(self) -> None:
         codes = ["".join(map(str, code.content)) for code in self.page.named("repeat").all("code")]
         path = self.stored.folder / "recipe.toml"
-        self.checks.equal("page: recipe", codes[-1].strip() if codes else "", path.read_text("utf-8").strip())
+        self.checks.equal(
+            "page: recipe", codes[-1].strip() if codes else "", _without_folders(path.read_text("utf-8").strip())
+        )
         if any(self.page.named("repeat").all("dl", "facts")):
             self.checks.skip("the environment: versions and hardware")
         if any(self.page.named("configurations").all("details", "shared")):
@@ -258,3 +260,9 @@ def _numbers_in(value: Any) -> list[float]:
     if isinstance(value, dict):
         return [number for one in value.values() for number in _numbers_in(one)]
     return [float(value)] if isinstance(value, int | float) else []
+
+
+def _without_folders(recipe: str) -> str:
+    """Returns a recipe whose absolute paths are left with their last part."""
+    parts = recipe.split('"')
+    return '"'.join(part.rpartition("/")[2] if part.startswith("/") else part for part in parts)

@@ -22,10 +22,11 @@ grace, deferring, steps = float(sys.argv[2]), sys.argv[3] == "deferring", int(sy
 signals.GRACE_SECONDS = grace
 try:
     with signals.StopRequest(RunFolder(Path(sys.argv[1]))) as stop:
-        print("here", flush=True)
         if not deferring:
+            print("here", flush=True)
             time.sleep(600)
         with stop.between_steps():
+            print("here", flush=True)
             while stop.signal_number is None or steps > 0:
                 time.sleep(0.01)
                 steps -= stop.signal_number is not None

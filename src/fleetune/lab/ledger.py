@@ -81,13 +81,16 @@ class Ledger:
             self._check_token()
             self._write_steps()
             yield self._db
-            self._db.execute("COMMIT")
+            self._commit()
         except BaseException:
             with suppress(sqlite3.Error):
                 self._db.rollback()
             raise
         self._unwritten.clear()
         self._last_commit = time.monotonic()
+
+    def _commit(self) -> None:
+        self._db.execute("COMMIT")
 
     def _check_token(self) -> None:
         newest = self._db.execute("SELECT coalesce(max(id), 0) FROM attempts").fetchone()[0]
