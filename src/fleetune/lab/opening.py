@@ -126,10 +126,10 @@ def _freeze_document(place: RunFolder, frozen: Document, ledger: Ledger) -> None
 
 def _freeze_presentation(place: RunFolder, recipe: Recipe, ledger: Ledger) -> None:
     """Takes over what changes no trial: other trackers, slices, costs or checkpoints must hold after a stop, too."""
-    frozen, kept = _frozen(place), ledger.meta().get("recipe")
-    is_whole = kept is None or frozen == kept
+    found = _frozen(place)
+    frozen = ledger.meta().get("recipe", found)
     # A file that was damaged, or changed by hand, is written anew from the ledger.
-    frozen = frozen if is_whole else kept
+    is_whole = found == frozen
     new = json.loads(json.dumps(_movable(resolved(recipe), place.path)))
     wanted = _with_presentation(frozen, new)
     if wanted != frozen or not is_whole:
