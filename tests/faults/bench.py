@@ -149,8 +149,12 @@ class Bench:
             attempt.signal(signal.SIGKILL)
             self._ask({"process": attempt.process, "seconds": HANG_SECONDS})
             raise AssertionError(f"the process was still there after {seconds} s")
-        out, said = (Path(f"{attempt.output}.{name}").read_text("utf-8", "replace") for name in ("stdout", "stderr"))
-        return Ended(answer["code"], out, said, read_log(Path(f"{attempt.output}.log")))
+        # One that was killed at once has not opened them yet.
+        files = {name: Path(f"{attempt.output}.{name}") for name in ("stdout", "stderr", "log")}
+        out, said = (
+            files[name].read_text("utf-8", "replace") if files[name].exists() else "" for name in ("stdout", "stderr")
+        )
+        return Ended(answer["code"], out, said, read_log(files["log"]) if files["log"].exists() else [])
 
     def attempt(
         self,

@@ -91,7 +91,8 @@ def interval(mean: float, known: Variance, metric: str, texts: int) -> tuple[flo
     """Returns the 95 % interval of a mean: Wilson's of a share of texts, else within its range; of ece none."""
     if metric == "ece":
         return None
-    if metric in ("accuracy", "exact_match"):
+    flat = known.seeds + known.texts <= TINY**2 and mean in (0, 1) and metric not in ("loss", "log_loss", "matthews")
+    if metric in ("accuracy", "exact_match") or flat:
         total = known.seeds + known.texts
         trials = mean * (1 - mean) / total if total > TINY**2 else texts
         z = known.width(0.05) or float(stats.t.ppf(0.975, max(texts - 1, 1)))

@@ -63,10 +63,11 @@ def test_what_texts_do_to_all_seeds_is_not_lost_by_taking_more_seeds():
     assert known.texts == pytest.approx(1 / 300, rel=0.2)
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "f1_macro", "roc_auc"])
 @pytest.mark.parametrize("right", [0.0, 1.0])
-def test_all_right_and_all_wrong_keep_an_interval(right):
+def test_all_right_and_all_wrong_keep_an_interval(right, metric):
     known = known_of(np.full((3, 40), right))
-    low, high = score_interval(right, known, "accuracy", 40) or (0.0, 0.0)
+    low, high = score_interval(right, known, metric, 40) or (0.0, 0.0)
     assert 0.05 < high - low < 0.15
     assert 0.0 <= low <= right <= high <= 1.0
 

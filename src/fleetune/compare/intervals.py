@@ -123,12 +123,16 @@ def score_interval(mean: float, known: Uncertainty, metric: str, texts: int) -> 
     The expected calibration error of a sample is larger than the true one by its nature, and no interval around it
     covers that.
 
+    Where every draw of every seed scores 1, or 0, the draws know nothing of a variance: the interval of a share of as many
+    texts stands for it.
+
     A share of texts has Wilson's interval (1927) with the number of texts that would give the same variance (Korn and
     Graubard, 1998), which neither leaves 0 to 1 nor shrinks to a point where every text is right.
     """
     if metric in WITHOUT_INTERVAL:
         return None
-    if metric in PROPORTIONS:
+    is_extreme = known.deviation <= ROUNDING and mean in (0.0, 1.0) and metric not in (*UNBOUNDED_ABOVE, *LOWER_BOUND)
+    if metric in PROPORTIONS or is_extreme:
         return _wilson(mean, known, texts)
     low, high = known.interval(mean)
     ceiling = math.inf if metric in UNBOUNDED_ABOVE else 1.0
