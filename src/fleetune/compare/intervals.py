@@ -123,8 +123,8 @@ def score_interval(mean: float, known: Uncertainty, metric: str, texts: int) -> 
     The expected calibration error of a sample is larger than the true one by its nature, and no interval around it
     covers that.
 
-    Where every draw of every seed scores 1, or 0, the draws know nothing of a variance: the interval of a share of as many
-    texts stands for it.
+    Where every draw of every seed scores 1, or 0, the draws know nothing of a variance: the interval of a share of as
+    many texts stands for it.
 
     A share of texts has Wilson's interval (1927) with the number of texts that would give the same variance (Korn and
     Graubard, 1998), which neither leaves 0 to 1 nor shrinks to a point where every text is right.
