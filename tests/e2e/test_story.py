@@ -147,6 +147,7 @@ def test_a_matrix_of_data_and_backbones(
     assert (tmp_path / "run" / "report" / "index.html").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_goes_on_and_ends_like_one_that_was_not(
     write_recipe: WriteRecipe, tmp_path: Path, capsys: Captured
 ):

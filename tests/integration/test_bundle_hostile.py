@@ -216,6 +216,7 @@ def test_a_key_that_stands_twice_is_refused_in_every_table(wholes: dict[str, Pat
         shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_a_manifest_of_the_largest_size_is_read_in_bounded_memory(tmp_path: Path) -> None:
     path = tmp_path / "deep.json"
     path.write_bytes(b'{"a": [' + b"[]," * ((MAX_MANIFEST_BYTES - 20) // 3) + b"1]}")

@@ -66,6 +66,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(check: Ca
     assert (whole["done"], whole["failed"]) == (3, 1)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_put_aside_and_the_end_is_the_same(check: Callable[..., Any], tmp_path: Path) -> None:
     methods = [{"kind": "lora", "rank": 2}, {"kind": "head"}, {"kind": "norm"}]
     kills: list[Place] = [("micro-step", 13), ("damage", 0), ("micro-step", 2), ("damage", 3)]

@@ -132,7 +132,7 @@ def test_alone_equals_together(architecture: str, precision: str) -> None:
         assert_same(outcome, alone(architecture, precision, number), precision)
 
 
-@cases(("llama", "fp32"))
+@cases()
 def test_neighbours_that_fail_stop_early_or_come_first_change_nothing(architecture: str, precision: str) -> None:
     trials = mixed_specs(architecture, **TRAINING)
     compared = len({one.method.kind for one in trials})
@@ -153,7 +153,7 @@ def test_neighbours_that_fail_stop_early_or_come_first_change_nothing(architectu
         assert_same(outcomes[one.id], alone(architecture, precision, number), precision)
 
 
-@cases(("bert", "float64"))
+@cases()
 def test_a_resumed_fleet_goes_on_as_if_never_stopped(architecture: str, precision: str) -> None:
     resumed = observe(mixed_specs(architecture, **TRAINING), architecture, precision, stop_at=37)
     for trial, expected in together(architecture, precision).items():

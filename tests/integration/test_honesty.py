@@ -94,9 +94,9 @@ def check_coverage(world: World, times: int) -> None:
     assert 0.93 - error <= pairs_share <= highest + error
 
 
-@pytest.mark.parametrize("world", NULLS.values(), ids=NULLS)
-def test_where_nothing_differs_hardly_anything_is_claimed(world):
-    check_false_claims(world, FEW // 3 if world is EIGHT else FEW)
+@pytest.mark.parametrize("name", [name for name, world in NULLS.items() if world is not EIGHT])
+def test_where_nothing_differs_hardly_anything_is_claimed(name):
+    check_false_claims(NULLS[name], FEW)
 
 
 @pytest.mark.slow
