@@ -151,7 +151,7 @@ def test_an_interrupted_writer_leaves_nothing_behind(tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_checksum", stop)
+    monkeypatch.setattr(module, "sha256_of", stop)
     with pytest.raises(KeyboardInterrupt):
         tokenize(data(["a"]), make_tokenizer(), 8, tmp_path, "tiny")
     assert list(tmp_path.iterdir()) == []

@@ -14,6 +14,7 @@ from fleetune.bundle.entries import is_own_file, name_fault, read_table
 from fleetune.calibration import HIGHEST, LOWEST, NEUTRAL_TEMPERATURE
 from fleetune.data.arrays import LabelType, classes_from
 from fleetune.data.cutting import Cutting
+from fleetune.data.writing import sha256_of
 from fleetune.errors import BundleError
 
 MANIFEST = "fleetune.json"
@@ -208,9 +209,7 @@ def damaged(folder: Path, what: str) -> BundleError:
 
 def file_facts(path: Path) -> FileFacts:
     """Returns size and checksum of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileFacts(bytes=path.stat().st_size, sha256=digest)
+    return FileFacts(bytes=path.stat().st_size, sha256=sha256_of(path))
 
 
 def digest_of(fields: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from fleetune.data.cutting import Cutting, WindowPool
 from fleetune.data.dataset import Dataset, hash_texts
 from fleetune.data.growing import GrowingArray
 from fleetune.data.sequences import NO_SEQUENCES, find_frame, lengths_of, make_sequences
+from fleetune.data.writing import sha256_of
 from fleetune.errors import DataError, StorageError
 
 FORMAT = 1
@@ -241,7 +242,7 @@ def open_tokens(folder: Path) -> Tokens | None:
         arrays = {}
         for name, checksum in manifest["sha256"].items():
             path = folder / f"{name}.npy"
-            if _checksum(path) != checksum:
+            if sha256_of(path) != checksum:
                 return None
             arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
         return _tokens(arrays, folder)
@@ -258,7 +259,7 @@ def _write(parts: Iterable[Mapping[str, NDArray[Any]]], folder: Path) -> None:
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         names = _write_arrays(parts, temporary)
-        checksums = {name: _checksum(temporary / f"{name}.npy") for name in names}
+        checksums = {name: sha256_of(temporary / f"{name}.npy") for name in names}
         manifest = json.dumps({"format": FORMAT, "sha256": checksums}, indent=2)
         (temporary / MANIFEST).write_text(manifest, encoding="utf-8")
         temporary.chmod(0o755)
@@ -289,8 +290,3 @@ def _write_arrays(parts: Iterable[Mapping[str, NDArray[Any]]], folder: Path) -> 
     for name, values in whole.items():
         np.save(folder / f"{name}.npy", values, allow_pickle=False)
     return [name for name in ARRAYS if name in growing or name in whole]
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CRLF = "\r\n"
+PARTIAL = ".partial"
 ROWS_IN_GROUP = 1 << 16
 _FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r", "\n", "|", "%", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """A spreadsheet takes text that begins so for a formula, or for a command; the last are the full-width signs."""
@@ -66,19 +69,47 @@ def write_row_groups(path: Path, schema: Any, groups: Iterable[Sequence[Any]]) -
     import pyarrow
     import pyarrow.parquet
 
-    beside = path.with_name(path.name + ".partial")
-    with beside.open("wb") as file:
+    beside = path.with_name(path.name + PARTIAL)
+    with removed_on_failure(beside), beside.open("wb") as file:
         with pyarrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer:
             for columns in groups:
                 writer.write_table(pyarrow.Table.from_arrays(list(columns), schema=schema))
         file.flush()
         os.fsync(file.fileno())
-    beside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    put_in_place(beside, path)
+
+
+@contextmanager
+def removed_on_failure(path: Path) -> Iterator[None]:
+    """Removes a file if the block raises: on a full disk, what is half written takes the room of what follows."""
     try:
-        os.fsync(folder)
+        yield
+    except BaseException:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        raise
+
+
+def put_in_place(beside: Path, place: Path) -> None:
+    """Renames a file that is on disk, and whose name is on disk then, too."""
+    with removed_on_failure(beside):
+        beside.replace(place)
+    sync_folder(place.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the names in a folder are on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Returns the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def runs(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fleetune.data.writing import PARTIAL, put_in_place, removed_on_failure, sha256_of, sync_folder
 from fleetune.errors import RunError
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 STATE = "state.json"
 KINDS = ("last", "best")
-PARTIAL = ".partial"
 QUARANTINE = "quarantine"
 _ALIGNMENT = 8
 _TYPES = {
@@ -53,7 +53,7 @@ class SavedFile:
         """Returns whether the file is there and holds what was written."""
         path = root / self.path
         try:
-            return path.stat().st_size == self.bytes and _digest(path) == self.sha256
+            return path.stat().st_size == self.bytes and sha256_of(path) == self.sha256
         except OSError:
             return False
 
@@ -64,7 +64,7 @@ def save_tensors(root: Path, path: str, tensors: Mapping[str, Tensor]) -> SavedF
     make_folder(place.parent)
     beside = place.with_name(place.name + PARTIAL)
     size, digest = _write_tensors(beside, tensors)
-    _put_in_place(beside, place)
+    put_in_place(beside, place)
     return SavedFile(path, size, digest)
 
 
@@ -85,7 +85,7 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[
     beside = folder / f"state{PARTIAL}"
     _, digest = _write_tensors(beside, tensors)
     name = f"state-{digest[:16]}.safetensors"
-    _put_in_place(beside, folder / name)
+    put_in_place(beside, folder / name)
     document = {**facts, "tensors": name, "sha256": digest}
     write_whole(folder / STATE, json.dumps(document, indent=1).encode())
 
@@ -131,7 +131,7 @@ def quarantine(root: Path, file: SavedFile) -> None:
     with suppress(OSError):
         make_folder(aside)
         place.replace(aside / f"{place.parent.name}-{place.name}")
-        _sync_folder(aside)
+        sync_folder(aside)
 
 
 def sweep(root: Path, trial: str, kept: set[str]) -> None:
@@ -152,11 +152,11 @@ def sweep(root: Path, trial: str, kept: set[str]) -> None:
 def write_whole(path: Path, data: bytes) -> None:
     """Writes `data` to `path` so that it is there whole, or as it was before, whatever happens."""
     beside = path.with_name(path.name + PARTIAL)
-    with _removed_on_failure(beside), beside.open("wb") as file:
+    with removed_on_failure(beside), beside.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    _put_in_place(beside, path)
+    put_in_place(beside, path)
 
 
 def make_folder(path: Path) -> None:
@@ -164,7 +164,7 @@ def make_folder(path: Path) -> None:
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
@@ -174,7 +174,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]
     """
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
     digest, size = hashlib.sha256(), 0
-    with _removed_on_failure(path), path.open("wb") as file:
+    with removed_on_failure(path), path.open("wb") as file:
         for piece in _pieces(ordered):
             file.write(piece)
             digest.update(piece)
@@ -207,33 +207,3 @@ def _bytes_of(tensor: Tensor) -> memoryview[int]:
 
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data
-
-
-@contextmanager
-def _removed_on_failure(path: Path) -> Iterator[None]:
-    """Removes a file if the block raises: on a full disk, what is half written takes the room of what follows."""
-    try:
-        yield
-    except BaseException:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-        raise
-
-
-def _put_in_place(beside: Path, place: Path) -> None:
-    with _removed_on_failure(beside):
-        beside.replace(place)
-    _sync_folder(place.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

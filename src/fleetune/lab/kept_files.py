@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fleetune.data.writing import sha256_of
 from fleetune.engine.checkpoint import QUARANTINE, make_folder
 from fleetune.errors import RunError
 from fleetune.lab.division import Division
@@ -63,8 +63,7 @@ def _damaged(folder: Path, rows: Iterable[Any]) -> Iterator[Path]:
         if not path.resolve().is_relative_to(folder.resolve()):
             raise RunError(f"{folder} cannot be read: its ledger names a file outside of it ({row['path'][:80]!r})")
         try:
-            with path.open("rb") as file:
-                whole = hashlib.file_digest(file, "sha256").hexdigest() == row["sha256"]
+            whole = sha256_of(path) == row["sha256"]
         except FileNotFoundError:
             whole = False
         if not whole:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -17,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fleetune.data.writing import sha256_of
 from fleetune.errors import RunTakenOverError, UserError
 from fleetune.lab.database import open_for_reading, open_for_writing
 from fleetune.lab.disk import LEDGER, naming_faults
@@ -243,8 +243,7 @@ class Ledger:
 
     def add_artifact(self, path: Path, kind: str, trial: str | None = None) -> None:
         """Records a file of the run folder with its size and SHA-256."""
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_of(path)
         name = path.relative_to(self.folder).as_posix()
         with self.transaction():
             row = (name, trial, kind, path.stat().st_size, digest)
