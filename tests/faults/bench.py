@@ -97,18 +97,12 @@ class Bench:
                 command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True
             )
         assert self._read()["ready"], f"the run that warms up failed:\n{self._said.read_text()}"
+        self.reference = self._run_through()
+        """How the run ends when nothing happens to it, and what it does on the way."""
 
     def close(self) -> None:
         """Ends the server."""
         self._server.communicate(timeout=30)
-
-    @cached_property
-    def reference(self) -> tuple[Ending, list[Event]]:
-        """How the run ends when nothing happens to it, and what it does on the way."""
-        with self.folder() as folder:
-            ended = self.attempt(folder)
-            assert ended.code == 0, ended.stderr
-            return read_ending(folder), ended.events
 
     @cached_property
     def seconds(self) -> float:
@@ -187,10 +181,16 @@ class Bench:
         assert repeats is None or max(again.values(), default=0) <= repeats, f"after {after}: {again} steps made again"
         return ended
 
-    @cached_property
+    @property
     def events(self) -> int:
         """How many events a run has."""
         return len(self.reference[1])
+
+    def _run_through(self) -> tuple[Ending, list[Event]]:
+        with self.folder() as folder:
+            ended = self.attempt(folder)
+            assert ended.code == 0, ended.stderr
+            return read_ending(folder), ended.events
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._server.stdin is not None

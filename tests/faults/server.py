@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -24,6 +25,9 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     recipe, folder = sys.argv[1:]
+    # Whoever started the tests may ignore a signal (nohup); attempts would inherit that.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     shim = Shim()
     _leave_the_page_out()
     code = _run(["run", recipe, "--out", folder])

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from fleetune.engine.events import Evaluated, Finished, Stepped
-from fleetune.errors import RunLockedError, RunTakenOverError, UserError
+from fleetune.errors import RunLockedError, RunTakenOverError, StorageError, UserError
 from fleetune.lab import database as database_module
 from fleetune.lab import ledger as ledger_module
 from fleetune.lab import lock as lock_module
@@ -185,6 +185,27 @@ def test_steps_not_yet_written_are_not_committed_by_closing_a_stale_ledger(ledge
     with pytest.raises(RunTakenOverError):
         ledger.close()
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("then", ["nothing", "another run", "its copy"])
+def test_a_folder_that_is_moved_away_takes_no_more_rows(then: str, tmp_path: Path):
+    """Files would be written where the folder was, and rows go where it is now."""
+    place, moved = tmp_path / "run", tmp_path / "moved"
+    place.mkdir()
+    opened = Ledger(place)
+    opened.begin_attempt({})
+    opened.record_step(stepped("a", 1))
+    place.rename(moved)
+    if then == "another run":
+        place.mkdir()
+        Ledger(place).close()
+    elif then == "its copy":
+        shutil.copytree(moved, place)
+    before = {folder: contents(folder) for folder in tmp_path.iterdir()}
+    with pytest.raises(StorageError, match=r"was moved, deleted or replaced.*\nGo on where it is now"):
+        opened.set_meta(late=1)
+    opened.close()
+    assert {folder: contents(folder) for folder in tmp_path.iterdir()} == before
 
 
 def test_no_process_takes_over_while_another_writes_and_none_writes_after(

@@ -297,6 +297,9 @@ def test_a_signal_before_training_stops_at_once_and_the_run_starts_later(
         os.kill(os.getpid(), number)
         time.sleep(100)
 
+    if number == signal.SIGHUP:
+        # Tests that run under nohup ignore it.
+        signal.signal(number, signal.SIG_DFL)
     with monkeypatch.context() as patched:
         patched.setattr(place, busy)
         with pytest.raises(RunInterrupted, match="To go on type: ") as caught:

@@ -39,7 +39,9 @@ FOREVER = 10**9
 
 
 def started(folder: Path, grace: float, mode: str, steps: int) -> subprocess.Popen[str]:
-    arguments = [sys.executable, "-c", PROCESS, str(folder), str(grace), mode, str(steps)]
+    # Whoever started the tests may ignore a signal (nohup), and what they start inherits that.
+    heard = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n{PROCESS}"
+    arguments = [sys.executable, "-c", heard, str(folder), str(grace), mode, str(steps)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True

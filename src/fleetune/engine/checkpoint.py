@@ -160,10 +160,13 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it; they are on disk then."""
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    for folder in missing:
+    """Makes a folder and up to two above it (a trial's, that of all trials); they are on disk then.
+
+    Raises:
+        FileNotFoundError: If more is missing: a run's folder that was moved away is not made anew where it was.
+    """
+    for folder in reversed([folder for folder in (path, *path.parents[:2]) if not folder.exists()]):
+        folder.mkdir(exist_ok=True)
         sync_folder(folder.parent)
 
 

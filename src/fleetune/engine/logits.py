@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fleetune.engine.checkpoint import make_folder
+
 MOST_BYTES_IN_MEMORY = 1 << 20
 """Of one trial's logits on one split; more go into a file."""
 VALUE_BYTES = 4
@@ -32,7 +34,7 @@ class KeptLogits:
         if folder is None or texts * num_labels * VALUE_BYTES <= MOST_BYTES_IN_MEMORY:
             self._values = np.empty(self.shape, dtype=np.float32)
         else:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             self._file = tempfile.TemporaryFile(buffering=0, prefix=".logits-", dir=folder)  # noqa: SIM115
 
     @classmethod

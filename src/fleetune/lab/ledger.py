@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fleetune.data.writing import sha256_of
-from fleetune.errors import RunTakenOverError, UserError
+from fleetune.errors import RunTakenOverError, StorageError, UserError
 from fleetune.lab.database import open_for_reading, open_for_writing
 from fleetune.lab.disk import LEDGER, naming_faults
 from fleetune.lab.schema import check_version, migrate
@@ -49,6 +49,7 @@ class Ledger:
         except BaseException:
             self._db.close()
             raise
+        self._file = os.stat(folder / LEDGER)
         self._attempt = 0
         self._unwritten: list[Stepped] = []
         self._last_commit = time.monotonic()
@@ -71,6 +72,7 @@ class Ledger:
 
         Raises:
             RunTakenOverError: If another process has taken the run up since.
+            StorageError: If the folder was moved or deleted.
         """
         if self._db.in_transaction:
             yield self._db
@@ -78,6 +80,7 @@ class Ledger:
         # At once, and not with the first change: what is read here is then the newest, and stays it.
         self._db.execute("BEGIN IMMEDIATE")
         try:
+            self._check_place()
             self._check_token()
             self._write_steps()
             yield self._db
@@ -91,6 +94,19 @@ class Ledger:
 
     def _commit(self) -> None:
         self._db.execute("COMMIT")
+
+    def _check_place(self) -> None:
+        """Files are written by their paths, and rows to the file that was opened: these must be of one folder."""
+        try:
+            is_there = os.path.samestat(os.stat(self.folder / LEDGER), self._file)
+        except FileNotFoundError:
+            is_there = False
+        if not is_there:
+            self._unwritten.clear()
+            raise StorageError(
+                f"{self.folder} was moved, deleted or replaced while a run wrote to it.\n"
+                "Go on where it is now: fleetune run FOLDER/recipe.toml"
+            )
 
     def _check_token(self) -> None:
         newest = self._db.execute("SELECT coalesce(max(id), 0) FROM attempts").fetchone()[0]
