@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +67,17 @@ def half_run(bench: Bench, work: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
+def folded_run(half_run: Path, work: Path) -> Iterator[Path]:
+    """Yields the run that was killed, its ledger's log, which has checksums, folded into the file, which has none."""
+    folder = work / "folded"
+    shutil.copytree(half_run, folder)
+    with closing(sqlite3.connect(folder / "ledger.sqlite")) as ledger:
+        ledger.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
 def whole_run(bench: Bench, work: Path) -> Iterator[Path]:
     """Yields a run that ended well, to be copied."""
     folder = work / "whole"
@@ -104,6 +117,17 @@ def ends_the_same_or_loudly(bench: Bench, folder: Path) -> None:
         assert "ledger" in ended.error, ended.error
 
 
+def ends_the_same_but_for_curves_or_loudly(bench: Bench, folder: Path) -> None:
+    """Fails where the run passes over more than a changed number of a curve, which has no checksum before the end."""
+    ended = bench.attempt(folder)
+    if ended.code == 0:
+        differences = read_ending(folder).differences(bench.reference[0])
+        assert all(one.startswith(CURVES) for one in differences), "; ".join(differences)
+    else:
+        assert ended.is_loud and "ledger" in ended.error, ended.stderr
+
+
+CURVES = ("metrics: ", "steps: ")
 CHECKPOINTS = ("trials/*/last/*", "trials/*/best/*")
 RESULTS = ("trials/**/*",)
 INPUTS = ("data/*", "data/tokens/**/*", "recipe.toml", "ledger.lock")
@@ -136,6 +160,14 @@ def test_damaged_checkpoints_are_not_used(bench: Bench, half_run: Path, part: in
 def test_a_damaged_ledger_is_no_wrong_result(bench: Bench, run: str, part: int, request: pytest.FixtureRequest) -> None:
     template: Path = request.getfixturevalue(run)
     damage(bench, template, range(part, OFFSETS // 2, PARTS), ends_the_same_or_loudly, *LEDGER).check()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("part", range(PARTS))
+def test_a_damaged_ledger_without_a_log_is_no_wrong_result(bench: Bench, folded_run: Path, part: int) -> None:
+    numbers = range(part, OFFSETS // 2, PARTS)
+    damage(bench, folded_run, numbers, ends_the_same_but_for_curves_or_loudly, *LEDGER).check()
 
 
 @pytest.mark.slow

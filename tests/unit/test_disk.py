@@ -87,7 +87,7 @@ def grown(folder: Path) -> bytearray:
     """Returns the bytes of a ledger of many pages, closed."""
     ledger = Ledger(folder)
     ledger.begin_attempt({"x": "y" * 50_000})
-    ledger.set_meta(**{f"key{number}": "z" * 3000 for number in range(30)})
+    ledger.set_meta(**{f"key{number}": {"key": "z" * 3000} for number in range(30)})
     ledger.close()
     return bytearray((folder / "ledger.sqlite").read_bytes())
 
@@ -105,6 +105,19 @@ def test_a_damaged_ledger_is_found_when_it_was_not_closed_and_what_is_left_is_sa
     assert "ledger.sqlite is damaged" in said and "best/" in said and len(said.splitlines()) == 2
     with pytest.raises(StorageError, match=r"ledger\.sqlite is damaged"), LedgerReader(tmp_path) as reader:
         reader.rows("SELECT * FROM meta")
+
+
+@pytest.mark.parametrize(
+    ("new", "said"), [(b"{{", "meta: Expecting property name"), (b"\xff{", "Could not decode to UTF-8")]
+)
+def test_a_changed_bit_in_text_is_damage(new: bytes, said: str, tmp_path: Path):
+    data = grown(tmp_path)
+    place = data.rindex(b'{"key')
+    data[place : place + 2] = new
+    (tmp_path / "ledger.sqlite").write_bytes(data)
+    with pytest.raises(StorageError, match=rf"ledger\.sqlite is damaged \({said}") as caught, naming_faults(tmp_path):
+        Ledger(tmp_path)
+    assert len(str(caught.value).splitlines()) == 2
 
 
 def test_a_ledger_that_cannot_have_a_log_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -223,6 +223,27 @@ def test_a_generation_without_its_commit_does_not_count(
     assert FleetCheckpoints(ledger, tmp_path / "trials", 1, ("a", "b"), pytest.fail).latest() == whole
 
 
+@pytest.mark.parametrize(("column", "old", "new"), [("trials", '"step": 1', '"step": 3'), ("packing", "3", "1")])
+def test_a_changed_number_in_where_trials_stood_is_found(
+    ledger: Ledger, tmp_path: Path, column: str, old: str, new: str
+) -> None:
+    lines: list[str] = []
+    store = FleetCheckpoints(ledger, tmp_path / "trials", 1, ("a", "b"), pytest.fail)
+    before, _ = save(store, ["a", "b"]), save(store, ["a", "b"])
+    change = f"UPDATE generations SET {column} = replace({column}, ?, ?) WHERE id = 2"
+    assert ledger._db.execute(change, (old, new)).rowcount == 1
+    found = FleetCheckpoints(ledger, tmp_path / "trials", 1, ("a", "b"), lines.append)
+    assert found.latest() == before and not found.was_lost
+    assert lines == ["the list of checkpoint 2 is damaged, the one before is taken"]
+    assert ledger.rows("SELECT count(*) FROM events WHERE kind = 'checkpoint damaged'")[0][0] == 1
+
+
+def test_what_an_older_version_listed_is_taken_as_it_is(ledger: Ledger, tmp_path: Path) -> None:
+    saved = save(FleetCheckpoints(ledger, tmp_path / "trials", 1, ("a", "b"), pytest.fail), ["a", "b"])
+    ledger._db.execute("UPDATE generations SET sha256 = NULL")
+    assert FleetCheckpoints(ledger, tmp_path / "trials", 1, ("a", "b"), pytest.fail).latest() == saved
+
+
 def test_a_process_that_was_taken_over_commits_no_checkpoint(ledger: Ledger, tmp_path: Path) -> None:
     store = FleetCheckpoints(ledger, tmp_path / "trials", 1, ("a", "b"), pytest.fail)
     save(store, ["a", "b"])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,6 +52,10 @@ class FleetCheckpoints:
     def _found(self) -> Generation | None:
         rows = self._ledger.rows("SELECT * FROM generations WHERE fleet = ? ORDER BY id DESC", self._fleet)
         for row in rows:
+            if row["sha256"] not in (None, _digest(row["trials"], row["packing"])):
+                self._ledger.note("checkpoint damaged", f"the list of checkpoint {row['id']} is not what was written")
+                self._let_go(row["id"], f"the list of checkpoint {row['id']} is damaged")
+                continue
             generation = self._read(row)
             damaged = [file for file in generation.files if not file.is_whole(self.root)]
             if not damaged:
@@ -75,10 +80,13 @@ class FleetCheckpoints:
             quarantine(self.root, file)
             trial = file.path.split("/", 1)[0]
             self._ledger.note("checkpoint damaged", f"{file.path} is not what was written; put aside", trial)
+        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        self._let_go(generation, f"checkpoint {damaged[0].path}{more} is damaged: put aside")
+
+    def _let_go(self, generation: int, why: str) -> None:
         with self._ledger.transaction() as db:
             db.execute("DELETE FROM generations WHERE id = ?", (generation,))
-        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-        self._say(f"checkpoint {damaged[0].path}{more} is damaged: put aside, the one before is taken")
+        self._say(f"{why}, the one before is taken")
 
     def commit(self, generation: Generation) -> None:
         """Makes a generation valid whose files are on disk, and removes those that only outdated ones need."""
@@ -121,11 +129,12 @@ def remove_leftovers(ledger: Ledger, root: Path, trials: Iterable[str]) -> None:
 
 def add_generation(db: sqlite3.Connection, attempt: int, fleet: int, folder: str, generation: Generation) -> None:
     """Lists a fleet's generation, within a transaction; `folder` is that of the trials in the run's."""
-    trials: list[tuple[str, Mapping[str, object]]] = [(cut.trial, cut.facts) for cut in generation.trials]
+    trials = json.dumps([(cut.trial, cut.facts) for cut in generation.trials])
+    packing = json.dumps(dict(generation.packing))
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     cursor = db.execute(
-        "INSERT INTO generations (fleet, attempt, time, trials, packing) VALUES (?, ?, ?, ?, ?)",
-        (fleet, attempt, now, json.dumps(trials), json.dumps(dict(generation.packing))),
+        "INSERT INTO generations (fleet, attempt, time, trials, packing, sha256) VALUES (?, ?, ?, ?, ?, ?)",
+        (fleet, attempt, now, trials, packing, _digest(trials, packing)),
     )
     db.executemany(
         "INSERT INTO checkpoints VALUES (?, ?, ?, ?, ?, ?)",
@@ -141,6 +150,11 @@ def close_fleet(db: sqlite3.Connection, fleet: int) -> None:
     """Marks a fleet as ended, within a transaction; its generations go with it."""
     db.execute("UPDATE fleets SET is_open = 0 WHERE id = ?", (fleet,))
     db.execute("DELETE FROM generations WHERE fleet = ?", (fleet,))
+
+
+def _digest(trials: str, packing: str) -> str:
+    """Returns a SHA-256 of where trials stood: a wrong number there would go on as if it were right."""
+    return hashlib.sha256(f"{trials}\n{packing}".encode()).hexdigest()
 
 
 def _paths(db: sqlite3.Connection, fleet: int) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 from fleetune.errors import StorageError, UserError
 from fleetune.lab.disk import LEDGER, primary_code, storage_error
 from fleetune.lab.filesystem import network_type
+from fleetune.lab.schema import JSON
 
 BUSY_SECONDS = 30.0
 """Nobody but a program outside Fleetune holds a ledger longer."""
@@ -25,7 +27,6 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         UserError: If the file is no database.
         StorageError: If it is damaged, or cannot be written safely.
     """
-    left_open = _has_content(_wal(path))
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
     try:
         connection.row_factory = sqlite3.Row
@@ -38,14 +39,39 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA fullfsync = ON")  # macOS: fsync alone leaves what it wrote to the drive's cache
         connection.execute("PRAGMA foreign_keys = ON")
-        if left_open:
-            _check(connection, path)
     except BaseException as error:
         connection.close()
         if isinstance(error, sqlite3.DatabaseError):
             raise _unreadable(path, error) from None
         raise
     return connection
+
+
+def look_through(connection: sqlite3.Connection, path: Path) -> None:
+    """Does nothing where SQLite, and whoever reads its JSON, can read every row: later it would cost hours of training.
+
+    Raises:
+        StorageError: If they cannot.
+    """
+    (said,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+    if said == "ok":
+        said = _unreadable_json(connection) or "ok"
+    if said != "ok":
+        error = sqlite3.DatabaseError(" ".join(said.split()))
+        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise _unreadable(path, error)
+
+
+def _unreadable_json(connection: sqlite3.Connection) -> str | None:
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    for table, query in JSON.items():
+        for row in connection.execute(query) if table in tables else ():
+            for text in row:
+                try:
+                    json.loads(text)
+                except ValueError as error:
+                    return f"{table}: {error}"
+    return None
 
 
 def open_for_reading(path: Path) -> sqlite3.Connection:
@@ -97,15 +123,6 @@ def _copied_to_memory(path: Path) -> sqlite3.Connection:
         with closing(sqlite3.connect(copy)) as source:
             source.backup(connection)
     return connection
-
-
-def _check(connection: sqlite3.Connection, path: Path) -> None:
-    """Looks through a ledger that a killed process left, or that was copied: later it would cost hours of training."""
-    (said,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    if said != "ok":
-        error = sqlite3.DatabaseError(" ".join(said.split()))
-        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-        raise _unreadable(path, error)
 
 
 def _unreadable(path: Path, error: sqlite3.DatabaseError) -> Exception:

@@ -17,6 +17,9 @@ _FREE = f"Free some space, then {AGAIN}"
 _LOOK = f"Look at the disk and its connection, then {AGAIN}"
 _PERMIT = "Change the permissions, or take a folder that may be written; a copy of a run's folder is as good"
 
+_NO_TEXT = "Could not decode to UTF-8"
+"""How Python, which gives this error no code, says that bytes of a text were changed."""
+
 _OF_SYSTEM = {
     errno.ENOSPC: ("the disk of {path} is full", _FREE),
     errno.EDQUOT: ("{path}: the quota of its disk is used up", _FREE),
@@ -96,6 +99,8 @@ def naming_faults(folder: Path | None) -> Iterator[None]:
 
 def primary_code(error: sqlite3.Error) -> int:
     """Returns SQLite's result code without its details; 0 where Python itself raised the error."""
+    if str(error).startswith(_NO_TEXT):
+        return sqlite3.SQLITE_CORRUPT
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from fleetune.data.writing import sha256_of
 from fleetune.errors import RunTakenOverError, StorageError, UserError
-from fleetune.lab.database import open_for_reading, open_for_writing
+from fleetune.lab.database import look_through, open_for_reading, open_for_writing
 from fleetune.lab.disk import LEDGER, naming_faults
 from fleetune.lab.schema import check_version, migrate
 from fleetune.lab.seal import SEAL, check_seal, seal_of, sealed
@@ -44,12 +44,13 @@ class Ledger:
         self.folder = folder
         self._db = open_for_writing(folder / LEDGER)
         try:
-            check_seal(self._db, folder)
+            if not check_seal(self._db, folder):
+                look_through(self._db, folder / LEDGER)
             migrate(self._db)
         except BaseException:
             self._db.close()
             raise
-        self._file = os.stat(folder / LEDGER)
+        self._file = (folder / LEDGER).stat()
         self._attempt = 0
         self._unwritten: list[Stepped] = []
         self._last_commit = time.monotonic()
@@ -98,7 +99,7 @@ class Ledger:
     def _check_place(self) -> None:
         """Files are written by their paths, and rows to the file that was opened: these must be of one folder."""
         try:
-            is_there = os.path.samestat(os.stat(self.folder / LEDGER), self._file)
+            is_there = os.path.samestat((self.folder / LEDGER).stat(), self._file)
         except FileNotFoundError:
             is_there = False
         if not is_there:

@@ -142,10 +142,22 @@ CREATE TABLE checkpoints (
 ) STRICT, WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (_VERSION_1, _VERSION_2, _VERSION_3)
+_VERSION_4 = """
+ALTER TABLE generations ADD COLUMN sha256 TEXT;  -- of trials and packing; NULL: version 3 wrote the row
+"""
+
+MIGRATIONS: tuple[str, ...] = (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4)
 """Script number n takes a ledger from version n to version n + 1; the version is SQLite's `user_version`."""
 
 SCHEMA_VERSION = len(MIGRATIONS)
+
+JSON = {
+    "meta": "SELECT value FROM meta",
+    "trials": "SELECT settings, training, parameters FROM trials",
+    "attempts": "SELECT environment FROM attempts",
+    "fleets": "SELECT trials FROM fleets",
+}
+"""Selects the columns that hold JSON, which SQLite takes for any text. Generations have a SHA-256 instead."""
 
 
 def migrate(connection: sqlite3.Connection) -> None:

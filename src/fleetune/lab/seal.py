@@ -37,17 +37,17 @@ def sealed(seal: str) -> str:
     return json.dumps(seal)
 
 
-def check_seal(connection: sqlite3.Connection, folder: Path) -> None:
-    """Does nothing where the rows are those that were sealed, or none were: the run goes on, or was killed.
+def check_seal(connection: sqlite3.Connection, folder: Path) -> bool:
+    """Returns whether the rows are sealed: not where the run goes on, was killed, or never began.
 
     Raises:
-        StorageError: If they are others.
+        StorageError: If they are others than those that were sealed.
     """
     # One view of the database: a run may begin beside a reader.
     connection.execute("BEGIN")
     try:
         if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone() is None:
-            return
+            return False
         row = connection.execute("SELECT value FROM meta WHERE key = 'seal'").fetchone()
         broken = row is not None and row[0] != sealed(seal_of(connection))
     finally:
@@ -57,3 +57,4 @@ def check_seal(connection: sqlite3.Connection, folder: Path) -> None:
             f"{folder / LEDGER} is damaged (its rows are not those that were written).\n"
             "What trials saved (best/, predictions.parquet) is beside it: keep the folder, and run with another --out"
         )
+    return row is not None
