@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -119,6 +122,15 @@ _VARIANTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 
 @cache
+def scratch() -> Path:
+    """Returns a folder for what tests of one process share; it is gone when that process ends."""
+    folder, owner = Path(mkdtemp(prefix="fleetune-tests-")), os.getpid()
+    # A forked child that ends first must leave it to the others.
+    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
+    return folder
+
+
+@cache
 def tiny_folder(architecture: str) -> Path:
     """Returns a folder with a pretrained-looking tiny model (or variant): backbone weights, no classification head."""
     kind = architecture.split()[0]
@@ -132,7 +144,7 @@ def tiny_folder(architecture: str) -> Path:
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
             assert torch.isfinite(parameter).all(), name
-    folder = Path(mkdtemp(prefix=f"tiny-{kind}-"))
+    folder = scratch() / f"tiny-{architecture.replace(' ', '-')}"
     model.save_pretrained(folder)
     return folder
 

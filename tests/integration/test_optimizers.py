@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -31,7 +30,7 @@ from fleetune.lab.recipe import load_recipe
 from fleetune.lab.runner import run
 from fleetune.methods import get
 from fleetune.runtime import random_stream
-from tests.tiny import padded_inputs, random_data, spec, tiny_backbone, train_until
+from tests.tiny import padded_inputs, random_data, scratch, spec, tiny_backbone, train_until
 
 has_bitsandbytes = importlib.util.find_spec("bitsandbytes") is not None
 needs_bitsandbytes = pytest.mark.skipif(not has_bitsandbytes, reason="bitsandbytes is not installed")
@@ -54,7 +53,7 @@ def folder() -> Path:
         max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.2,
     )  # fmt: skip
     torch.manual_seed(0)
-    path = Path(mkdtemp(prefix="optimizers-"))
+    path = scratch() / "optimizers"
     transformers.AutoModel.from_config(config).save_pretrained(path)
     return path
 

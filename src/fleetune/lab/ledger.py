@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fleetune.data.writing import sha256_of
+from fleetune.data.writing import sha256_of, sync_folder
 from fleetune.errors import RunTakenOverError, StorageError, UserError
 from fleetune.lab.database import look_through, open_for_reading, open_for_writing
 from fleetune.lab.disk import LEDGER, naming_faults
@@ -128,6 +128,8 @@ class Ledger:
             )
             self._db.execute("UPDATE trials SET status = 'pending' WHERE status = 'running'")
             self._db.execute("DELETE FROM meta WHERE key = ?", (SEAL,))
+        # SQLite passes over errors of this: without the log's name on disk, what is committed is lost with the power.
+        sync_folder(self.folder)
         self._attempt = int(cursor.lastrowid or 0)
         return self._attempt
 
