@@ -84,3 +84,9 @@ class StorageError(RunError):
 
 class ExportMismatchError(RunError):
     """A bundle does not give the logits of the trial it came from."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """Returns why something failed: the first line of Fleetune's own errors, with the type of others before it."""
+    said = str(error) if isinstance(error, FleetuneError) else f"{type(error).__name__}: {error}"
+    return (said.strip().splitlines() or [type(error).__name__])[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import resource
 import sys
@@ -13,6 +14,14 @@ import psutil
 
 from fleetune.runtime import device
 
+_NO_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "std::bad_alloc",
+    "cublas_status_alloc_failed",
+)
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _GROUPS = Path("/sys/fs/cgroup")
@@ -132,5 +141,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Returns whether `error` says that memory ran out, on a GPU or in the process."""
     import torch
 
-    words = "can't allocate memory", "not enough memory", "out of memory"
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return any(words in str(error).lower() for words in _NO_MEMORY)

@@ -153,4 +153,4 @@ def test_a_halved_write_is_followed_by_the_rest(bench: Bench) -> None:
 
 def _named(event: Event) -> tuple[Kind, str]:
     """Returns kind and path; names drawn at random, and digests of files that say how long something took, left out."""
-    return event.kind, re.sub(r"\.[a-z0-9_]{8}(?=/|$)|[0-9a-f]{16}", "*", event.path)
+    return event.kind, re.sub(r"\.[a-z0-9_]{8}(?=/|\.partial|$)|\.\d+(?=\.partial)|[0-9a-f]{16}", "*", event.path)

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 import torch
 
+from fleetune.data.dataset import SplitName
 from fleetune.engine.backbone import Backbone
 from fleetune.engine.checkpoint import load_checkpoint
+from fleetune.engine.evaluation import keep_logits
 from fleetune.engine.events import Evaluated, Event, Failed, Finished, Stepped
 from fleetune.engine.fleet import Fleet, FleetData
 from fleetune.engine.generation import FolderCheckpoints
 from fleetune.engine.layout import Pack
-from fleetune.engine.trial import TrialSpec
-from fleetune.errors import RecipeError, RunError
+from fleetune.engine.trial import Trial, TrialSpec
+from fleetune.errors import RecipeError, RunError, StorageError
 from fleetune.methods import all_methods
 from tests.tiny import random_data, random_tokens, spec, tiny_backbone, train_until
 
@@ -99,6 +101,129 @@ def test_a_failing_neighbour_harms_nobody() -> None:
         alone, _ = train([one], data)
         np.testing.assert_allclose(losses(together, one.id), losses(alone, one.id), rtol=1e-9)
         assert np.isfinite(finished(together, one.id).predictions["test"]).all()
+
+
+def assert_untouched(together: list[Event], data: FleetData, specs: list[TrialSpec]) -> None:
+    alone, _ = train(specs, data)
+    for one in specs:
+        np.testing.assert_allclose(losses(together, one.id), losses(alone, one.id), rtol=1e-9)
+        for split, logits in finished(alone, one.id).predictions.items():
+            np.testing.assert_allclose(finished(together, one.id).predictions[split], logits, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("faulty", [0, 1, 2])
+def test_a_trial_that_does_not_fit_fails_alone(faulty: int) -> None:
+    data = random_data()
+    fitting = [spec("lora", 0, epochs=2), spec("bitfit", 1, epochs=2)]
+    specs = [*fitting[:faulty], spec("prompt", 9, {"num_virtual_tokens": 500}), *fitting[faulty:]]
+    together, _ = train(specs, data)
+    failed = [event for event in together if isinstance(event, Failed)]
+    assert [(event.trial, event.step) for event in failed] == [("prompt-9", 0)]
+    assert "prompt puts 500 to it" in failed[0].reason and "\n" not in failed[0].reason
+    assert_untouched(together, data, fitting)
+
+
+@pytest.mark.parametrize("where", ["finish_step", "judge", "write_final"])
+def test_an_error_in_one_trials_own_work_is_its_own(
+    where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data, work = random_data(), getattr(Trial, where)
+
+    def fails(trial: Trial, *given: Any) -> Any:
+        if trial.spec.id == "norm-3":
+            raise ValueError("such a method\nand more")
+        return work(trial, *given)
+
+    others = [spec("lora", 0, epochs=2), spec("bitfit", 1, epochs=2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Trial, where, fails)
+        together, _ = train([others[0], spec("norm", 3), others[1]], data, folder=tmp_path)
+    assert [event.reason for event in together if isinstance(event, Failed)] == ["ValueError: such a method"]
+    assert_untouched(together, data, others)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), MemoryError(), StorageError("full")])
+def test_what_concerns_all_ends_the_fleet(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(trial: Trial) -> None:
+        raise error
+
+    monkeypatch.setattr(Trial, "finish_step", fails)
+    with pytest.raises(type(error)):
+        train([spec("lora", 0), spec("bitfit", 1)], random_data())
+
+
+@pytest.mark.parametrize(
+    ("value", "splits", "said"),
+    [
+        (np.nan, ("train", "validation", "test"), "parameters became infinite or NaN at step 1"),
+        (np.inf, ("train",), "parameters became infinite or NaN at step 1"),
+        (1e38, ("train", "validation"), "logits on validation became infinite or NaN by step 1"),
+        (1e38, ("train", "test"), "logits on test became infinite or NaN by step 1"),
+    ],
+)
+def test_a_trial_that_explodes_in_its_last_step_is_not_done(
+    value: float, splits: tuple[SplitName, ...], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, finish = random_data(), Trial.finish_step
+    data = replace(data, splits={split: data.splits[split] for split in splits})
+
+    def explode(trial: Trial) -> Any:
+        made = finish(trial)
+        with torch.no_grad():
+            for tensor in trial.parameters.tensors.values():
+                tensor.fill_(value)
+        return made
+
+    monkeypatch.setattr(Trial, "finish_step", explode)
+    events = list(Fleet(tiny_backbone(precision="fp32"), [spec("full", 0, max_steps=1)], data).train())
+    assert [event.reason for event in events if isinstance(event, Failed)] == [said]
+    assert not [event for event in events if isinstance(event, Finished | Evaluated)]
+
+
+def test_logits_that_are_no_numbers_fail_their_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, keep = random_data(), keep_logits
+
+    def some_without_number(backbone: Backbone, trials: list[Trial], *given: Any) -> Any:
+        kept = keep(backbone, trials, *given)
+        for trial in trials:
+            if trial.spec.id == "norm-3":
+                kept[trial.slot].put(np.array([0]), np.full((1, 3), np.nan, np.float32))
+        return kept
+
+    others = [spec("lora", 0, epochs=2), spec("bitfit", 1, epochs=2)]
+    with monkeypatch.context() as patch:
+        patch.setattr("fleetune.engine.fleet.keep_logits", some_without_number)
+        together, _ = train([*others, spec("norm", 3)], data)
+    (failed,) = (event for event in together if isinstance(event, Failed))
+    assert failed.trial == "norm-3" and failed.reason.startswith("logits on validation became infinite or NaN by step")
+    assert not [event for event in together if isinstance(event, Evaluated) and event.trial == "norm-3"]
+    assert_untouched(together, data, others)
+
+
+@pytest.mark.parametrize("evaluation", [1, 2, 3, 4])
+def test_a_stop_in_an_evaluation_saves_what_was_trained(
+    evaluation: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data, predict, entered, asked = random_data(), Fleet._predict, [], []
+    specs = [spec("lora", 0, epochs=2), spec("bitfit", 1, epochs=2, early_stopping_patience=1)]
+
+    def stop(fleet: Fleet, *given: Any) -> Any:
+        entered.append(1)
+        asked.extend([1] if len(entered) == evaluation else [])
+        return predict(fleet, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Fleet, "_predict", stop)
+        fleet = Fleet(tiny_backbone(), specs, data, FolderCheckpoints(tmp_path), 10**9, is_stopped=lambda: bool(asked))
+        before = list(fleet.train())
+    assert asked, "the fleet was over before"
+    store = FolderCheckpoints(tmp_path)
+    assert store.latest() is not None
+    after = list(Fleet(tiny_backbone(), specs, data, store).train())
+    assert not {(e.trial, e.step) for e in before if isinstance(e, Stepped)} & {
+        (e.trial, e.step) for e in after if isinstance(e, Stepped)
+    }, "a step was made twice"
+    assert_untouched([*before, *after], data, specs)
 
 
 @pytest.mark.parametrize("kind", sorted(all_methods()))

@@ -162,7 +162,7 @@ setattr(sys.modules[module], name, busy)
 sys.exit(run_command_line(["run", recipe, "--out", run]))
 """
 PHASES = {
-    "an evaluation that does not end": ("fleetune.engine.fleet", "predict_logits", "0.5"),
+    "an evaluation that does not end": ("fleetune.engine.fleet", "keep_logits", "0.5"),
     "a file of predictions": ("fleetune.lab.runner", "write_predictions", "0.5"),
     "the report": ("fleetune.report.html", "write_report", "300"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -13,9 +14,11 @@ import pytest
 from fleetune.engine.checkpoint import SavedFile
 from fleetune.engine.events import Event, Finished
 from fleetune.engine.generation import CheckpointStore, Generation, TrialCut
-from fleetune.errors import RecipeError, RunError
+from fleetune.errors import RecipeError, RunError, StorageError
 from fleetune.lab.checkpoints import FleetCheckpoints, remove_leftovers
+from fleetune.lab.disk import naming_faults
 from fleetune.lab.executors.base import FleetJob, StartedFleet
+from fleetune.lab.kept_files import remove_partials
 from fleetune.lab.ledger import Ledger, LedgerReader
 from fleetune.lab.notices import Noted
 from fleetune.lab.recipe import Recipe, load_recipe
@@ -221,6 +224,43 @@ def test_a_generation_without_its_commit_does_not_count(
             save(store, ["a", "b"])
     ledger._db.rollback()
     assert FleetCheckpoints(ledger, tmp_path / "trials", 1, ("a", "b"), pytest.fail).latest() == whole
+
+
+def test_a_disk_that_does_not_read_now_damages_nothing(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    saved = save(FleetCheckpoints(ledger, tmp_path / "trials", 1, ("a", "b"), pytest.fail), ["a", "b"])
+    with monkeypatch.context() as patch:
+        patch.setattr("fleetune.engine.checkpoint.sha256_of", broken)
+        with pytest.raises(StorageError, match="does not read or write"), naming_faults(tmp_path):
+            FleetCheckpoints(ledger, tmp_path / "trials", 1, ("a", "b"), pytest.fail).latest()
+    assert FleetCheckpoints(ledger, tmp_path / "trials", 1, ("a", "b"), pytest.fail).latest() == saved
+
+
+def test_a_process_that_was_taken_over_removes_and_moves_nothing(ledger: Ledger, tmp_path: Path) -> None:
+    root = tmp_path / "trials"
+    save(FleetCheckpoints(ledger, root, 1, ("a", "b"), pytest.fail), ["a", "b"])
+    stale = FleetCheckpoints(ledger, root, 1, ("a", "b"), pytest.fail)
+    other = Ledger(tmp_path)
+    other.begin_attempt({})
+    for path in listed(root):
+        (root / path).write_text("damaged")
+    (root / "a" / "last" / "state-2-9.safetensors").write_text("not yet committed by the one that has the run")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "audit.json.7.partial").touch()
+    before = sorted(tmp_path.rglob("*"))
+    for act in (
+        stale.latest,
+        lambda: remove_leftovers(ledger, root, ["a", "b"]),
+        lambda: remove_partials(ledger, tmp_path / "data"),
+    ):
+        with pytest.raises(RunError, match="taken over"):
+            act()
+    assert sorted(tmp_path.rglob("*")) == before
+    other.close()
 
 
 @pytest.mark.parametrize(("column", "old", "new"), [("trials", '"step": 1', '"step": 3'), ("packing", "3", "1")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -25,6 +26,7 @@ from fleetune.errors import RunLockedError, RunTakenOverError, StorageError, Use
 from fleetune.lab import database as database_module
 from fleetune.lab import ledger as ledger_module
 from fleetune.lab import lock as lock_module
+from fleetune.lab import schema as schema_module
 from fleetune.lab import test_uses as test_uses_module
 from fleetune.lab.ledger import Ledger, LedgerReader
 from fleetune.lab.lock import RunLock, is_locked
@@ -407,6 +409,33 @@ def test_each_released_version_becomes_the_newest_and_keeps_its_rows(version: in
         assert [tuple(r) for r in one.rows(schema)] == [tuple(r) for r in other.rows(schema)]
 
 
+def test_a_seal_outlives_a_migration_that_nothing_follows(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As where another recipe is refused right after it, or the process is killed."""
+    ledger.end_attempt("done")
+    ledger.close()
+    newer = (*MIGRATIONS, "ALTER TABLE trials ADD COLUMN more TEXT;")
+    monkeypatch.setattr(schema_module, "MIGRATIONS", newer)
+    monkeypatch.setattr(schema_module, "SCHEMA_VERSION", len(newer))
+    for _ in range(2):
+        Ledger(tmp_path).close()
+    with LedgerReader(tmp_path) as reader:
+        reader.check_seal()
+        assert reader.rows("SELECT more FROM trials")[0]["more"] is None
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as db:
+        db.execute("UPDATE trials SET more = 'changed'")
+    db.close()
+    with pytest.raises(StorageError, match="damaged"):
+        Ledger(tmp_path)
+
+
+def test_a_ledger_without_a_table_holds_no_run_yet(tmp_path: Path):
+    sqlite3.connect(tmp_path / "ledger.sqlite").close()
+    with pytest.raises(UserError, match="holds no run yet: it was stopped before anything was recorded"):
+        read_status(tmp_path)
+
+
 def test_a_script_comes_apart_into_its_statements():
     for script in MIGRATIONS:
         assert all(sqlite3.complete_statement(one) for one in statements(script) if one.strip())
@@ -525,6 +554,19 @@ def test_a_lock_file_that_was_deleted_before_it_was_locked_locks_nobody(
         assert held._file is not None and os.path.samestat(path.stat(), os.fstat(held._file.fileno()))
         with pytest.raises(RunLockedError, match=f"process {os.getpid()}"), RunLock(tmp_path):
             pass
+
+
+def test_a_lock_that_cannot_say_whose_it_is_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full() -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fleetune.lab.lock.socket.gethostname", full)
+        with pytest.raises(OSError, match="No space"), RunLock(tmp_path):
+            pass
+    assert not is_locked(tmp_path)
+    with RunLock(tmp_path):
+        assert is_locked(tmp_path)
 
 
 def test_asking_whether_a_run_is_alive_keeps_none_from_starting(tmp_path: Path):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fleetune import memory
 from fleetune.runtime import device
@@ -59,3 +61,25 @@ def test_what_is_available_is_bounded_by_every_group_around(
     assert memory.available_bytes() == 400
     group("job/step", "500", 2000, 0)
     assert memory.available_bytes() == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            True,
+        ),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+        (OSError(errno.EIO, "out of memory card"), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("a bad target"), False),
+    ],
+)
+def test_what_says_that_memory_ran_out(error: Exception, expected: bool):
+    assert memory.is_out_of_memory(error) is expected

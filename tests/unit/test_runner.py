@@ -10,6 +10,8 @@ import sqlite3
 import time
 import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,13 @@ import pytest
 
 from fleetune.compare.summary import compare
 from fleetune.engine.events import Evaluated, Event, Failed, Finished, Stepped
-from fleetune.errors import MethodError, RecipeError, RunError, RunLockedError, StorageError, UserError
+from fleetune.errors import BackboneError, MethodError, RecipeError, RunError, RunLockedError, StorageError, UserError
 from fleetune.lab import runner as runner_module
 from fleetune.lab.executors.base import BackboneFacts, FleetJob, StartedFleet
 from fleetune.lab.export import choose_trial
 from fleetune.lab.ledger import Ledger, LedgerReader
 from fleetune.lab.lock import RunLock
-from fleetune.lab.notices import FleetOpened, Notice, RunOpened, Said
+from fleetune.lab.notices import FleetOpened, Noted, Notice, RunOpened, Said
 from fleetune.lab.predictions import read_predictions
 from fleetune.lab.recipe import Recipe, load_recipe
 from fleetune.lab.results import load_results
@@ -32,6 +34,7 @@ from fleetune.lab.runner import run
 from fleetune.lab.signals import RunInterrupted
 from fleetune.lab.status import read_status
 from fleetune.lab.test_uses import log_scores
+from fleetune.runtime import environment
 
 STEPS = 4
 
@@ -381,7 +384,7 @@ def test_another_recipe_is_refused_and_nothing_is_touched(write_recipe: Callable
         run(other, folder, executor=FakeExecutor())
     texts = recipe.base / "reviews.csv"
     texts.write_text(texts.read_text() + "something quite new,pos\n")
-    with pytest.raises(RecipeError, match="texts of the data have changed"):
+    with pytest.raises(RecipeError, match="data have changed since"):
         run(recipe, folder, executor=FakeExecutor())
     assert read_status(folder).attempts == before
 
@@ -390,6 +393,80 @@ def test_a_folder_at_work_is_refused(recipe: Recipe, folder: Path):
     folder.mkdir(parents=True)
     with RunLock(folder), pytest.raises(RunLockedError, match="fleetune status"):
         run(recipe, folder, executor=FakeExecutor())
+
+
+class OtherBackbone(FakeExecutor):
+    """Finds weights with another hash."""
+
+    def start(self, job: FleetJob) -> StartedFleet:
+        started = super().start(job)
+        return replace(started, facts=replace(started.facts, model_hash="another"))
+
+
+def test_weights_that_changed_since_the_run_began_are_refused(recipe: Recipe, folder: Path):
+    with pytest.raises(RunInterrupted):
+        run(recipe, folder, executor=FakeExecutor({"head": lambda: os.kill(os.getpid(), signal.SIGINT)}))
+    with pytest.raises(BackboneError, match=r"has changed: its weights[^\n]*\nPut the model back"):
+        run(recipe, folder, executor=OtherBackbone())
+    assert read_status(folder).counts["failed"] == 0
+    assert run(recipe, folder, executor=FakeExecutor()).done == 4
+    assert set(load_results(folder).hashes) >= {"backbone"}
+
+
+def test_a_tokenizer_that_changed_since_the_run_began_is_refused(
+    recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(RunInterrupted):
+        run(recipe, folder, executor=FakeExecutor({"head": lambda: os.kill(os.getpid(), signal.SIGINT)}))
+    monkeypatch.setattr("fleetune.lab.runner.content_hash", lambda tokens: "another")
+    with pytest.raises(BackboneError, match="its tokens that the tokenizer makes are not those"):
+        run(recipe, folder, executor=FakeExecutor())
+
+
+def test_a_machine_that_changed_since_the_last_start_is_told(
+    recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def said(executor: FakeExecutor) -> list[str]:
+        notices: list[Notice] = []
+        with suppress(RunInterrupted):
+            run(recipe, folder, notices.append, executor)
+        return [notice.text for notice in notices if isinstance(notice, Noted)]
+
+    stopped = {"head": lambda: os.kill(os.getpid(), signal.SIGINT)}
+    assert said(FakeExecutor(stopped)) == said(FakeExecutor(stopped)) == []
+    real = environment()
+    changed = {**real, "threads": 99, "packages": {**real["packages"], "torch": "0.1"}}
+    monkeypatch.setattr("fleetune.lab.opening.environment", lambda: changed)
+    (line,) = said(FakeExecutor(stopped))
+    assert f"threads went from {real['threads']} to 99 and torch went from {real['packages']['torch']} to 0.1" in line
+    assert said(FakeExecutor(stopped)) == [], "what has not changed again is not told again"
+    assert said(FakeExecutor()) == [] and read_status(folder).counts["done"] == 4
+
+
+def test_what_killed_processes_left_half_written_goes_at_the_next_start(recipe: Recipe, folder: Path):
+    with pytest.raises(RunInterrupted):
+        run(recipe, folder, executor=FakeExecutor({"head": lambda: os.kill(os.getpid(), signal.SIGINT)}))
+    before = sorted((folder / "data").rglob("*"))
+    (folder / "data" / "audit.json.123.partial").touch()
+    (folder / "data" / "tokens" / "0a1b.xyz.partial").mkdir()
+    (folder / "data" / "tokens" / "0a1b.xyz.partial" / "input_ids.npy").touch()
+    assert run(recipe, folder, executor=FakeExecutor()).done == 4
+    assert sorted((folder / "data").rglob("*")) == before
+
+
+def test_bad_records_leave_the_files_of_a_run_that_is_there_alone(write_recipe: Callable[..., Path], folder: Path):
+    path = write_recipe()
+    run(load_recipe(path), folder, executor=FakeExecutor())
+    before = (folder / "data" / "quarantine.csv").read_bytes()
+    texts = path.parent / "reviews.csv"
+    good = texts.read_text()
+    texts.write_text(good + "".join(f"text {n},\n" for n in range(9)))
+    with RunLock(folder), pytest.raises(UserError, match=r"bad-records\.csv"):
+        run(load_recipe(path), folder, executor=FakeExecutor())
+    assert len((folder / "bad-records.csv").read_text().splitlines()) == 10
+    assert (folder / "data" / "quarantine.csv").read_bytes() == before
+    texts.write_text(good)
+    assert run(load_recipe(path), folder, executor=FakeExecutor()).skipped == 4
 
 
 def test_bad_records_that_stop_a_run_are_all_listed_in_a_file(write_recipe: Callable[..., Path], folder: Path):

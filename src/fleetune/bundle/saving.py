@@ -43,8 +43,8 @@ from fleetune.bundle.plain import labelled_config, plain_model, quiet
 from fleetune.bundle.verification import full_precision_logits, probe_texts, verify_bundle
 from fleetune.data.arrays import LabelType
 from fleetune.data.cutting import Cutting
+from fleetune.data.writing import write_bytes
 from fleetune.engine.backbone import Backbone
-from fleetune.engine.checkpoint import write_whole
 from fleetune.engine.embedded import PREFIX
 from fleetune.engine.quantize import round_weights
 from fleetune.errors import BundleError
@@ -173,7 +173,7 @@ def save_bundle(
             training=_jsonable(dict(training or {})),
             files=_all_files(beside),
         )
-        write_whole(beside / MANIFEST, manifest.to_bytes())
+        write_bytes(beside / MANIFEST, manifest.to_bytes())
         difference = None if probe is None else _prove(beside, backbone, method, tensors, probe)
         _sync(beside)
         # safetensors and tempfile keep files to their owner; a bundle is there to be handed on.
@@ -240,7 +240,7 @@ def _write_model(folder: Path, contents: _Contents) -> None:
     if contents.form == "adapter":
         revision = contents.backbone.config.revision
         fields = adapter_config(contents.method, contents.shape, contents.model_name, revision)
-        write_whole(folder / ADAPTER_CONFIG, json.dumps(fields, indent=2).encode())
+        write_bytes(folder / ADAPTER_CONFIG, json.dumps(fields, indent=2).encode())
 
 
 def _write_tokenizer(folder: Path, contents: _Contents) -> TokenizerFacts | None:

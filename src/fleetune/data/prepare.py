@@ -23,7 +23,7 @@ from fleetune.data.sources import read_sources
 from fleetune.data.split import Labels, draw, split_texts
 from fleetune.data.table import QuarantinedRecord
 from fleetune.data.unlabelled import take_unlabelled, unlabelled_warning, with_unlabelled
-from fleetune.data.writing import runs, write_json, write_row_groups, write_text
+from fleetune.data.writing import make_folder, runs, write_json, write_row_groups, write_text
 from fleetune.errors import DataError
 
 Indices = NDArray[np.int64]
@@ -50,10 +50,10 @@ class Prepared:
         """Writes `audit.json`, `quarantine.csv` and `splits.parquet` into `folder`, each whole or not at all.
 
         Args:
-            folder: Is made if absent.
+            folder: Is made if absent, with up to two above it.
             audit: Written in place of this one's, such as one `with_tokens`.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_json(folder / "audit.json", (audit or self.audit).to_json())
         write_text(folder / "quarantine.csv", quarantine_csv(self.quarantine))
         write_row_groups(folder / "splits.parquet", _splits_schema(), _splits_rows(self.dataset))

@@ -20,7 +20,7 @@ from fleetune.data.cutting import Cutting, WindowPool
 from fleetune.data.dataset import Dataset, hash_texts
 from fleetune.data.growing import GrowingArray
 from fleetune.data.sequences import NO_SEQUENCES, find_frame, lengths_of, make_sequences
-from fleetune.data.writing import sha256_of
+from fleetune.data.writing import PARTIAL, sha256_of
 from fleetune.errors import DataError, StorageError
 
 FORMAT = 1
@@ -250,13 +250,19 @@ def open_tokens(folder: Path) -> Tokens | None:
         return None
 
 
+def content_hash(tokens: Tokens) -> str:
+    """Returns a SHA-256 of cached tokens: the same where the same texts become the same tokens."""
+    manifest = json.loads((tokens.folder / MANIFEST).read_text(encoding="utf-8"))
+    return hashlib.sha256(json.dumps(manifest["sha256"], sort_keys=True).encode()).hexdigest()
+
+
 def _write(parts: Iterable[Mapping[str, NDArray[Any]]], folder: Path) -> None:
     """Writes the arrays and their checksums beside `folder` and puts them in its place in one step.
 
     Token ids go to the disk as they come: those of all texts are never in memory together.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=PARTIAL, dir=folder.parent))
     try:
         names = _write_arrays(parts, temporary)
         checksums = {name: sha256_of(temporary / f"{name}.npy") for name in names}

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,17 +44,19 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Writes a file by `write` beside `path` and puts it in its place in one step."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    """Writes a file by `write` beside `path` and puts it in its place in one step; it is on disk then."""
+    # Two processes that write the same file write it beside each other.
+    beside = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    with removed_on_failure(beside):
+        write(beside)
+        with beside.open("r+b") as file:
+            os.fsync(file.fileno())
+    put_in_place(beside, path)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all; it is on disk then."""
+    write_whole(path, lambda beside: _fill(beside, data))
 
 
 def write_row_groups(path: Path, schema: Any, groups: Iterable[Sequence[Any]]) -> None:
@@ -106,6 +107,21 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path, above: int = 2) -> None:
+    """Makes a folder and those above it; they are on disk then.
+
+    Args:
+        path: The folder.
+        above: How many above it may be missing: a run's folder that was moved away is not made anew where it was.
+
+    Raises:
+        FileNotFoundError: If more is missing.
+    """
+    for folder in reversed([folder for folder in (path, *path.parents[:above]) if not folder.exists()]):
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
 def sha256_of(path: Path) -> str:
     """Returns the SHA-256 of a file."""
     with path.open("rb") as file:
@@ -119,7 +135,7 @@ def runs(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text whole or not at all; what UTF-8 cannot hold is written as an escape."""
-    write_whole(path, lambda temporary: _write_bytes(temporary, text.encode("utf-8", "backslashreplace")))
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -127,5 +143,5 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _write_bytes(path: Path, data: bytes) -> None:
+def _fill(path: Path, data: bytes) -> None:
     path.write_bytes(data)

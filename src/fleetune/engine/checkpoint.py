@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fleetune.data.writing import PARTIAL, put_in_place, removed_on_failure, sha256_of, sync_folder
+from fleetune.data.writing import (
+    PARTIAL,
+    make_folder,
+    put_in_place,
+    removed_on_failure,
+    sha256_of,
+    sync_folder,
+    write_bytes,
+)
 from fleetune.errors import RunError
 
 if TYPE_CHECKING:
@@ -50,11 +58,15 @@ class SavedFile:
     sha256: str
 
     def is_whole(self, root: Path) -> bool:
-        """Returns whether the file is there and holds what was written."""
+        """Returns whether the file is there and holds what was written.
+
+        Raises:
+            OSError: If it cannot be read: a disk that fails now may give it back later.
+        """
         path = root / self.path
         try:
             return path.stat().st_size == self.bytes and sha256_of(path) == self.sha256
-        except OSError:
+        except FileNotFoundError:
             return False
 
 
@@ -87,7 +99,7 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[
     name = f"state-{digest[:16]}.safetensors"
     put_in_place(beside, folder / name)
     document = {**facts, "tensors": name, "sha256": digest}
-    write_whole(folder / STATE, json.dumps(document, indent=1).encode())
+    write_bytes(folder / STATE, json.dumps(document, indent=1).encode())
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -147,27 +159,6 @@ def sweep(root: Path, trial: str, kept: set[str]) -> None:
         for path in (root / trial / kind).glob("state*"):
             if path.name not in stay and f"{trial}/{kind}/{path.name}" not in kept:
                 path.unlink(missing_ok=True)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes `data` to `path` so that it is there whole, or as it was before, whatever happens."""
-    beside = path.with_name(path.name + PARTIAL)
-    with removed_on_failure(beside), beside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    put_in_place(beside, path)
-
-
-def make_folder(path: Path) -> None:
-    """Makes a folder and up to two above it (a trial's, that of all trials); they are on disk then.
-
-    Raises:
-        FileNotFoundError: If more is missing: a run's folder that was moved away is not made anew where it was.
-    """
-    for folder in reversed([folder for folder in (path, *path.parents[:2]) if not folder.exists()]):
-        folder.mkdir(exist_ok=True)
-        sync_folder(folder.parent)
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,11 @@ SLOT_APART = -1
 PASSES_AT_ONCE = 512
 """Whose logits wait in memory to be put where they are kept."""
 
+
+class EvaluationStoppedError(Exception):
+    """An evaluation was left because the fleet is to stop; nothing of it is kept."""
+
+
 Pass = tuple[list[int], NDArray[np.int64]]
 """Slots, and the sequences that run for each of them."""
 
@@ -47,11 +52,20 @@ def predict_logits(
 
 
 def keep_logits(
-    backbone: Backbone, trials: Sequence[Trial], tokens: Tokens, texts: NDArray[np.int64], folder: Path | None
+    backbone: Backbone,
+    trials: Sequence[Trial],
+    tokens: Tokens,
+    texts: NDArray[np.int64],
+    folder: Path | None,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> dict[int, KeptLogits]:
-    """Returns what `predict_logits` does, but logits of many texts are put into files in `folder` as they come."""
+    """Returns what `predict_logits` does, but logits of many texts are put into files in `folder` as they come.
+
+    Raises:
+        EvaluationStoppedError: If `is_stopped`, which is asked before each pass.
+    """
     heads = {trial.slot: trial.parameters.head for trial in trials}
-    return _logits_by_slot(backbone, heads, tokens, texts, folder)
+    return _logits_by_slot(backbone, heads, tokens, texts, folder, is_stopped)
 
 
 def trial_logits(
@@ -91,6 +105,7 @@ def _logits_by_slot(
     tokens: Tokens,
     texts: NDArray[np.int64],
     folder: Path | None,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> dict[int, KeptLogits]:
     """Returns the logits `(texts, num_labels)` of each slot, given its head; its deltas are attached already.
 
@@ -101,6 +116,8 @@ def _logits_by_slot(
     passes = _passes(backbone, list(heads), tokens.sequence_lengths[sequences])
 
     def predict(item: Pass) -> dict[int, NDArray[np.float32]]:
+        if is_stopped():
+            raise EvaluationStoppedError
         slots, rows = item
         with torch.inference_mode():
             batches = [(slot, sequences[rows]) for slot in slots]

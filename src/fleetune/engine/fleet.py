@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import sqlite3
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -18,15 +20,16 @@ from fleetune.data.tokens import Tokens
 from fleetune.engine.backbone import Backbone
 from fleetune.engine.config import CHECKPOINT_SECONDS
 from fleetune.engine.cuts import Cuts
-from fleetune.engine.evaluation import keep_logits, shares_packs
+from fleetune.engine.evaluation import EvaluationStoppedError, keep_logits, shares_packs
 from fleetune.engine.events import Evaluated, Event, Failed, Finished, Stepped
 from fleetune.engine.generation import CheckpointStore
 from fleetune.engine.lanes import lanes
 from fleetune.engine.layout import even_runs, pack_texts
 from fleetune.engine.logits import KeptLogits
 from fleetune.engine.loss import batch_loss, class_weights
-from fleetune.engine.positions import check_positions
+from fleetune.engine.positions import check_lengths, check_room
 from fleetune.engine.trial import Trial, TrialSpec
+from fleetune.errors import RunTakenOverError, StorageError, TrialFailedError, in_one_line
 from fleetune.memory import is_out_of_memory
 from fleetune.metrics import evaluate
 from fleetune.runtime import device
@@ -35,6 +38,7 @@ from fleetune.thresholds import validation_thresholds
 if TYPE_CHECKING:
     from torch import Tensor
 
+Happened = TypeVar("Happened")
 SLOTS = 1 << 20
 """More than a fleet has trials: slots of the parts of a trial's batch lie this far apart."""
 
@@ -81,7 +85,7 @@ class Part:
 
 
 class Fleet:
-    """Trials that train together. Adding one changes none of the others.
+    """Trials that train together. Adding one changes none of the others, whatever becomes of it.
 
     Args:
         backbone: The frozen model.
@@ -89,11 +93,12 @@ class Fleet:
         data: Their texts.
         checkpoints: Keeps what a resume needs; None keeps nothing on disk.
         checkpoint_seconds: How much of its time a fleet that is killed has to repeat at most.
-        is_stopped: Is asked between two micro-steps whether to save and end there.
+        is_stopped: Is asked between two micro-steps, and in evaluations, whether to save and end there.
 
     Raises:
         ValueError: If a trial cannot share the backbone's modules with the others.
-        MethodError: If a method does not fit the backbone.
+        MethodError: If no trial's method fits the backbone.
+        RecipeError: If a text, or what every trial's method puts to it, is too long for the backbone.
     """
 
     def __init__(
@@ -107,10 +112,15 @@ class Fleet:
     ) -> None:
         if len(specs) > 1 and any(spec.method.installs for spec in specs):
             raise ValueError("a trial whose method changes the backbone's modules trains in a fleet of its own")
-        check_positions(backbone, specs, data.tokens)
+        check_lengths(backbone, data.tokens)
         self.backbone = backbone
         self.data = data
-        self.trials = [Trial(spec, slot, backbone, data.splits["train"]) for slot, spec in enumerate(specs)]
+        self.trials: list[Trial] = []
+        self._unfit: dict[str, Exception] = {}
+        for slot, spec in enumerate(specs):
+            self._add(spec, slot)
+        if not self.trials:
+            raise next(iter(self._unfit.values()))
         self._cuts = Cuts(checkpoints, checkpoint_seconds)
         self._folder = None if checkpoints is None else checkpoints.root
         self._is_stopped = is_stopped
@@ -125,6 +135,15 @@ class Fleet:
             for trial in self.trials
         }
 
+    def _add(self, spec: TrialSpec, slot: int) -> None:
+        try:
+            check_room(self.backbone, spec.method, self.data.tokens)
+            self.trials.append(Trial(spec, slot, self.backbone, self.data.splits["train"]))
+        except Exception as error:
+            if not is_own(error):
+                raise
+            self._unfit[spec.id] = error
+
     @property
     def num_labels(self) -> int:
         """Number of the classifier's outputs."""
@@ -136,6 +155,8 @@ class Fleet:
         A checkpoint is taken where every event before it has been dealt with and nothing is half done. Closing the
         iterator takes none: what is done since the last one is repeated when the fleet is taken up.
         """
+        for unfit, error in self._unfit.items():
+            yield Failed(unfit, 0, in_one_line(error))
         try:
             running, packing = self._cuts.take_up(self.trials)
             self._pack_trials = packing.get("pack_trials", self._pack_trials)
@@ -156,6 +177,9 @@ class Fleet:
                 return
             try:
                 running = yield from self._go_on(running)
+            except EvaluationStoppedError:
+                # The trials are where they were before it.
+                continue
             except Exception as error:
                 # Two halves of the fleet may go on from here.
                 if self._is_settled and is_out_of_memory(error):
@@ -170,8 +194,8 @@ class Fleet:
     def _go_on(self, running: list[Trial]) -> Generator[Event, None, list[Trial]]:
         """Does what comes next for trials of which every one is between two micro-steps; returns who still runs."""
         if owed := [trial for trial in running if trial.owes_evaluation]:
-            yield from self._evaluate(owed)
-            return running
+            failed = yield from self._evaluate(owed)
+            return [trial for trial in running if trial not in failed]
         if ended := [trial for trial in running if trial.is_over]:
             yield from self._finish(ended)
             return [trial for trial in running if trial not in ended]
@@ -193,18 +217,34 @@ class Fleet:
         started = time.monotonic()
         losses = self._backward(running)
         self._is_settled = False
-        failed: list[Trial] = []
-        events: list[Event] = []
-        for trial in running:
-            loss, texts, tokens = losses[trial.slot]
-            if not math.isfinite(loss):
-                failed.append(trial)
-                events.append(self._fail(trial, f"the loss became {loss} at step {trial.progress.step + 1}"))
-            elif trial.finish_micro_step(loss, texts, tokens):
-                events.append(self._step(trial))
+        happened = {trial: self._own(trial, partial(self._count, trial, *losses[trial.slot])) for trial in running}
         self._share_time(running, started)
-        yield from events
-        return failed
+        yield from (event for event in happened.values() if event is not None)
+        return [trial for trial, event in happened.items() if isinstance(event, Failed)]
+
+    def _own(self, trial: Trial, work: Callable[[], Happened]) -> Happened | Failed:
+        """Returns what comes of a trial's own work; where it raises, the trial has failed, and the others go on."""
+        try:
+            return work()
+        except Exception as error:
+            if not is_own(error):
+                raise
+            return self._fail(trial, in_one_line(error))
+
+    def _count(self, trial: Trial, loss: float, texts: int, tokens: int) -> Stepped | None:
+        """Counts one micro-batch of a trial; returns the optimizer step if that completes one.
+
+        Raises:
+            TrialFailedError: If the loss, or at the end a parameter, is not finite.
+        """
+        if not math.isfinite(loss):
+            raise TrialFailedError(f"the loss became {loss} at step {trial.progress.step + 1}")
+        if not trial.finish_micro_step(loss, texts, tokens):
+            return None
+        stepped = self._step(trial)
+        if trial.is_over and not trial.parameters.are_finite:
+            raise TrialFailedError(f"parameters became infinite or NaN at step {trial.progress.step}")
+        return stepped
 
     def _backward(self, running: list[Trial]) -> dict[int, tuple[float, int, int]]:
         """Runs every trial's next micro-batch forward and backward; returns loss, texts and tokens by slot.
@@ -323,29 +363,37 @@ class Fleet:
         for trial in trials:
             trial.progress.seconds += share
 
-    def _evaluate(self, due: list[Trial]) -> Iterator[Event]:
-        """Evaluates trials on validation, all in one pass."""
+    def _evaluate(self, due: list[Trial]) -> Generator[Event, None, list[Trial]]:
+        """Evaluates trials on validation, all in one pass; returns who failed."""
         texts = self.data.splits.get("validation", np.empty(0, dtype=np.int64))
         started = time.monotonic()
         logits = self._predict(due, texts) if len(texts) else {}
         seconds = (time.monotonic() - started) / len(due)
         self._is_settled = False
         self._share_time(due, started)
+        failed = []
         for trial in due:
             trial.progress.evaluated_step = trial.progress.step
             if trial.slot in logits:
-                labels, own = self.data.labels[texts], logits[trial.slot].array()
-                thresholds = validation_thresholds(trial.spec.training.thresholds, labels, own)
-                metrics = evaluate(labels, own, thresholds)
-                best = trial.judge(metrics[trial.spec.training.metric])
-                if best:
-                    trial.best_logits = logits[trial.slot]
-                yield Evaluated(
-                    trial.spec.id, trial.progress.step, trial.epoch, metrics, best, texts=len(texts), seconds=seconds
-                )
+                event = self._own(trial, partial(self._judge, trial, texts, logits[trial.slot], seconds))
+                failed += [trial] if isinstance(event, Failed) else []
+                yield event
+        return failed
+
+    def _judge(self, trial: Trial, texts: NDArray[np.int64], logits: KeptLogits, seconds: float) -> Evaluated:
+        labels, own = self.data.labels[texts], logits.array()
+        _check_finite(trial, own, "validation")
+        thresholds = validation_thresholds(trial.spec.training.thresholds, labels, own)
+        metrics = evaluate(labels, own, thresholds)
+        best = trial.judge(metrics[trial.spec.training.metric])
+        if best:
+            trial.best_logits = logits
+        return Evaluated(
+            trial.spec.id, trial.progress.step, trial.epoch, metrics, best, texts=len(texts), seconds=seconds
+        )
 
     def _predict(self, trials: list[Trial], texts: NDArray[np.int64]) -> dict[int, KeptLogits]:
-        return keep_logits(self.backbone, trials, self.data.tokens, texts, self._folder)
+        return keep_logits(self.backbone, trials, self.data.tokens, texts, self._folder, self._is_stopped)
 
     def _finish(self, ended: list[Trial]) -> Iterator[Event]:
         """Predicts validation and test with each trial's best parameters, and lets them go."""
@@ -355,23 +403,32 @@ class Fleet:
         seconds_a_text = (time.monotonic() - started) / max(1, sum(read.values()))
         self._share_time(ended, started)
         for trial in ended:
-            trial.progress.finished = True
-            self._cuts.close(trial)
-            trial.best_logits = None
-            self._detach(trial)
             # Looked at and let go trial by trial: what is in files does not come into memory together.
             own = predictions.pop(trial.slot)
-            yield Finished(
-                trial=trial.spec.id,
-                steps=trial.progress.step,
-                best_step=trial.progress.best_step or trial.progress.step,
-                stopped_early=trial.progress.stopped_early,
-                seconds=trial.progress.seconds,
-                predictions={split: kept.array() for split, kept in own.items()},
-                evaluated_texts=read[trial.slot],
-                evaluation_seconds=read[trial.slot] * seconds_a_text,
-                trained_tokens=trial.trained_tokens(self.data.tokens.lengths),
-            )
+            yield self._own(trial, partial(self._end, trial, own, read[trial.slot], seconds_a_text))
+
+    def _end(
+        self, trial: Trial, predictions: dict[SplitName, KeptLogits], read: int, seconds_a_text: float
+    ) -> Finished:
+        """Writes what readers need of a trial that has ended, and lets it go."""
+        arrays = {split: kept.array() for split, kept in predictions.items()}
+        for split, logits in arrays.items():
+            _check_finite(trial, logits, split)
+        trial.progress.finished = True
+        self._cuts.close(trial)
+        trial.best_logits = None
+        self._detach(trial)
+        return Finished(
+            trial=trial.spec.id,
+            steps=trial.progress.step,
+            best_step=trial.progress.best_step or trial.progress.step,
+            stopped_early=trial.progress.stopped_early,
+            seconds=trial.progress.seconds,
+            predictions=arrays,
+            evaluated_texts=read,
+            evaluation_seconds=read * seconds_a_text,
+            trained_tokens=trial.trained_tokens(self.data.tokens.lengths),
+        )
 
     def _predict_best(self, ended: list[Trial]) -> tuple[dict[int, dict[SplitName, KeptLogits]], dict[int, int]]:
         """Returns by slot what the best parameters predict, and how many texts were read for it."""
@@ -395,3 +452,15 @@ class Fleet:
             for trial in ended:
                 trial.parameters.load(last[trial.slot])
         return predictions, read
+
+
+def is_own(error: Exception) -> bool:
+    """Returns whether what a trial's own work raised concerns that trial alone: not the disk, the run, or memory."""
+    return not (
+        isinstance(error, OSError | sqlite3.Error | RunTakenOverError | StorageError) or is_out_of_memory(error)
+    )
+
+
+def _check_finite(trial: Trial, logits: NDArray[np.float32], split: SplitName) -> None:
+    if not np.isfinite(logits).all():
+        raise TrialFailedError(f"logits on {split} became infinite or NaN by step {trial.progress.step}")

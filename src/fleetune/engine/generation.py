@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from fleetune.engine.checkpoint import SavedFile, make_folder, quarantine, sweep, write_whole
+from fleetune.data.writing import make_folder, write_bytes
+from fleetune.engine.checkpoint import SavedFile, quarantine, sweep
 
 KEPT = 2
 """Generations that are kept: where the newest is damaged, the one before is taken. They have no file in common."""
@@ -122,7 +123,7 @@ class FolderCheckpoints:
         """Makes a generation valid by the file that lists it."""
         make_folder(self._folder)
         document = {"trials": [asdict(cut) for cut in generation.trials], "packing": dict(generation.packing)}
-        write_whole(self._path(int(self.new_name())), json.dumps(document).encode())
+        write_bytes(self._path(int(self.new_name())), json.dumps(document).encode())
         for number in self._numbers()[:-KEPT]:
             self._path(number).unlink()
         self._sweep()
@@ -158,7 +159,7 @@ def _read(path: Path) -> Generation | None:
     try:
         document = json.loads(path.read_bytes())
         return Generation(tuple(_cut(one) for one in document["trials"]), document["packing"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import tempfile
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetune.engine.checkpoint import make_folder
+from fleetune.data.writing import make_folder
 
 MOST_BYTES_IN_MEMORY = 1 << 20
 """Of one trial's logits on one split; more go into a file."""
@@ -58,8 +57,10 @@ class KeptLogits:
         data, handle = memoryview(np.ascontiguousarray(values, dtype=np.float32).tobytes()), self._file.fileno()
         # Not through a mapping: a disk that is full would kill the process there, and here it is an error.
         for place, row in enumerate(rows.tolist()):
-            if os.pwrite(handle, data[place * width : (place + 1) * width], row * width) < width:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            written = 0
+            while written < width:
+                # The system may take a part; of a disk that is full it takes none the next time, and says so.
+                written += os.pwrite(handle, data[place * width + written : (place + 1) * width], row * width + written)
 
     def array(self) -> NDArray[np.float32]:
         """Returns all of them `(texts, num_labels)`; those of a file are read as they are looked at."""

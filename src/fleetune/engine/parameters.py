@@ -162,6 +162,11 @@ class TrialParameters:
         """The head's tensors, by their name in the Hugging Face model."""
         return self._leaves[0].head
 
+    @property
+    def are_finite(self) -> bool:
+        """Whether no value of any tensor is infinite or NaN."""
+        return all(bool(tensor.isfinite().all()) for tensor in self.tensors.values())
+
     def gradients(self) -> dict[str, Tensor]:
         """Returns the flat gradients themselves, by the number of their group."""
         return {str(number): gradient for number, gradient in enumerate(self._leaves[0].gradients)}

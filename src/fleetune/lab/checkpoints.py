@@ -76,12 +76,13 @@ class FleetCheckpoints:
         return Generation(tuple(cuts), json.loads(row["packing"]))
 
     def _put_aside(self, generation: int, damaged: list[SavedFile]) -> None:
-        for file in damaged:
-            quarantine(self.root, file)
-            trial = file.path.split("/", 1)[0]
-            self._ledger.note("checkpoint damaged", f"{file.path} is not what was written; put aside", trial)
         more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-        self._let_go(generation, f"checkpoint {damaged[0].path}{more} is damaged: put aside")
+        with self._ledger.transaction():
+            for file in damaged:
+                quarantine(self.root, file)
+                trial = file.path.split("/", 1)[0]
+                self._ledger.note("checkpoint damaged", f"{file.path} is not what was written; put aside", trial)
+            self._let_go(generation, f"checkpoint {damaged[0].path}{more} is damaged: put aside")
 
     def _let_go(self, generation: int, why: str) -> None:
         with self._ledger.transaction() as db:
@@ -101,6 +102,7 @@ class FleetCheckpoints:
             outdated = before - _paths(db, self._fleet)
         self._latest, self._is_known = generation, True
         for path in outdated:
+            # Their names are this process's own, or of attempts before it.
             (self.root.parent / path).unlink(missing_ok=True)
 
     def end(self) -> None:
@@ -120,11 +122,13 @@ class FleetCheckpoints:
 
 def remove_leftovers(ledger: Ledger, root: Path, trials: Iterable[str]) -> None:
     """Removes files of checkpoints that never became valid, or that nobody needs any more, since a process died."""
-    listed = ledger.rows("SELECT path FROM checkpoints UNION SELECT path FROM artifacts")
-    prefix = f"{root.name}/"
-    kept = {row["path"].removeprefix(prefix) for row in listed if row["path"].startswith(prefix)}
-    for trial in trials:
-        sweep(root, trial, kept)
+    # In a transaction: a process that lost the run removes nothing of the one that has it.
+    with ledger.transaction():
+        listed = ledger.rows("SELECT path FROM checkpoints UNION SELECT path FROM artifacts")
+        prefix = f"{root.name}/"
+        kept = {row["path"].removeprefix(prefix) for row in listed if row["path"].startswith(prefix)}
+        for trial in trials:
+            sweep(root, trial, kept)
 
 
 def add_generation(db: sqlite3.Connection, attempt: int, fleet: int, folder: str, generation: Generation) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fleetune.data.writing import sha256_of
-from fleetune.engine.checkpoint import QUARANTINE, make_folder
+from fleetune.data.writing import PARTIAL, make_folder, sha256_of
+from fleetune.engine.checkpoint import QUARANTINE
 from fleetune.errors import RunError
 from fleetune.lab.division import Division
 from fleetune.lab.ledger import Ledger, LedgerReader
@@ -49,12 +50,26 @@ def begin_damaged_anew(ledger: Ledger, division: Division, watch: Watch) -> None
         for path in _damaged(ledger.folder, [row]):
             damaged.setdefault(row["trial"], []).append(path)
     for trial, paths in damaged.items():
-        for path in paths:
-            _put_aside(path, ledger.folder / division.folder / trial)
-            ledger.note("file damaged", f"{path.relative_to(ledger.folder)} is not what was written; put aside", trial)
+        # A process that lost the run meanwhile moves nothing of the one that has it.
+        with ledger.transaction():
+            for path in paths:
+                _put_aside(path, ledger.folder / division.folder / trial)
+                name = path.relative_to(ledger.folder)
+                ledger.note("file damaged", f"{name} is not what was written; put aside", trial)
         more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
         watch(Noted(f"{paths[0].relative_to(ledger.folder)}{more} is damaged: put aside, the trial is trained again"))
     division.begin_again(list(damaged))
+
+
+def remove_partials(ledger: Ledger, data: Path) -> None:
+    """Removes what processes that were killed left half written in the folders of the data."""
+    left = [path for path in data.rglob("*") if path.name.endswith(PARTIAL)]
+    with ledger.transaction():
+        for path in left:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def _damaged(folder: Path, rows: Iterable[Any]) -> Iterator[Path]:

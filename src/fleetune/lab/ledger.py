@@ -21,7 +21,7 @@ from fleetune.errors import RunTakenOverError, StorageError, UserError
 from fleetune.lab.database import look_through, open_for_reading, open_for_writing
 from fleetune.lab.disk import LEDGER, naming_faults
 from fleetune.lab.schema import check_version, migrate
-from fleetune.lab.seal import SEAL, check_seal, seal_of, sealed
+from fleetune.lab.seal import SEAL, check_seal, set_seal
 from fleetune.redaction import redacted
 
 if TYPE_CHECKING:
@@ -44,9 +44,12 @@ class Ledger:
         self.folder = folder
         self._db = open_for_writing(folder / LEDGER)
         try:
-            if not check_seal(self._db, folder):
+            if check_seal(self._db, folder):
+                # Its rows are another's than those that were sealed once they have a column more.
+                migrate(self._db, after=set_seal)
+            else:
                 look_through(self._db, folder / LEDGER)
-            migrate(self._db)
+                migrate(self._db)
         except BaseException:
             self._db.close()
             raise
@@ -139,9 +142,7 @@ class Ledger:
             self._db.execute(
                 "UPDATE attempts SET ended = ?, outcome = ? WHERE id = ?", (_now(), outcome, self._attempt)
             )
-            self._db.execute(
-                "INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (SEAL, sealed(seal_of(self._db)))
-            )
+            set_seal(self._db)
 
     def set_meta(self, **values: Any) -> None:
         """Stores facts of the whole run, as JSON."""
@@ -316,7 +317,11 @@ class LedgerReader:
                 )
             self._db = open_for_reading(path)
             try:
-                check_version(self._db)
+                if check_version(self._db) == 0:
+                    raise UserError(
+                        f"{folder} holds no run yet: it was stopped before anything was recorded.\n"
+                        f"Type: fleetune run RECIPE --out {folder}"
+                    )
             except BaseException:
                 self._db.close()
                 raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -35,13 +36,13 @@ class RunLock:
         try:
             self._folder = self._locked_folder()
             self._file = self._locked_file()
+            self._file.seek(0)
+            self._file.truncate()
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            self._file.flush()
         except BaseException:
             self._release()
             raise
-        self._file.seek(0)
-        self._file.truncate()
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._file.flush()
         return self
 
     def __exit__(
@@ -96,7 +97,9 @@ class RunLock:
 
     def _release(self) -> None:
         if self._file is not None:
-            self._file.close()
+            # What a full disk did not take is tried again on closing; the file is closed all the same.
+            with suppress(OSError):
+                self._file.close()
             self._file = None
         if self._folder is not None:
             os.close(self._folder)

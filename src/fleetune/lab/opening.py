@@ -14,8 +14,7 @@ from typing import Any
 import tomli_w
 
 from fleetune.data.gate import TooManyBadRowsError, quarantine_csv
-from fleetune.data.writing import write_text
-from fleetune.engine.checkpoint import write_whole
+from fleetune.data.writing import write_bytes, write_text
 from fleetune.errors import RecipeError, RunError, StorageError
 from fleetune.lab.folder import RunFolder
 from fleetune.lab.inputs import Inputs, gather_inputs
@@ -27,6 +26,10 @@ from fleetune.lab.signals import RunInterrupted
 from fleetune.redaction import redacted
 from fleetune.runtime import environment
 
+ENVIRONMENTS = "SELECT environment FROM attempts ORDER BY id DESC LIMIT 2"
+DECIDING = ("threads", "device", "processor")
+"""What of a machine decides last digits, besides the versions of packages."""
+
 
 def gather_for_run(recipe: Recipe, place: RunFolder) -> Inputs:
     """Returns the run's inputs; bad records that stop it are listed in a file, since a message holds three.
@@ -37,7 +40,9 @@ def gather_for_run(recipe: Recipe, place: RunFolder) -> Inputs:
     try:
         return gather_inputs(recipe)
     except TooManyBadRowsError as error:
-        path = place.path / "data" / "quarantine.csv"
+        # A run that is there, perhaps with a process that works on it, keeps its own file.
+        own = place.path / "data" / "quarantine.csv"
+        path = place.path / "bad-records.csv" if place.ledger.exists() else own
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, quarantine_csv(error.quarantine))
         error.args = (f"{error} All of them: {path}",)
@@ -73,6 +78,20 @@ def open_ledger(place: RunFolder, inputs: Inputs, command: str | None) -> Iterat
         ledger.end_attempt("failed" if "failed" in ledger.statuses().values() else "done")
     finally:
         ledger.close()
+
+
+def changed_environment(ledger: Ledger) -> str | None:
+    """Returns what of the machine, that last digits depend on, is not what the attempt before had; None if nothing."""
+    newest = [json.loads(row["environment"]) for row in ledger.rows(ENVIRONMENTS)]
+    if len(newest) < 2:
+        return None
+    now, before = ({**one, **one.get("packages", {})} for one in newest)
+    changes = [
+        f"{key} went from {before[key]} to {now[key]}"
+        for key in (*DECIDING, *now.get("packages", {}))
+        if key in now and key in before and now[key] != before[key]
+    ]
+    return " and ".join(changes) or None
 
 
 def _freeze(place: RunFolder, inputs: Inputs, ledger: Ledger, command: str | None) -> None:
@@ -120,7 +139,7 @@ def _movable(document: Document, folder: Path) -> Document:
 
 
 def _freeze_document(place: RunFolder, frozen: Document, ledger: Ledger) -> None:
-    write_whole(place.recipe, tomli_w.dumps(frozen).encode())
+    write_bytes(place.recipe, tomli_w.dumps(frozen).encode())
     ledger.set_meta(recipe=frozen)
 
 
@@ -185,9 +204,13 @@ def _other_recipe(place: RunFolder, inputs: Inputs) -> str:
     wanted = json.loads(json.dumps(_movable(resolved(inputs.recipe), place.path)))
     old, new = _flat(_with_presentation(_frozen(place), wanted)), _flat(wanted)
     differing = [key for key in [*new, *old] if old.get(key) != new.get(key)]
-    what = f"{differing[0]} differs" if differing else "the texts of the data have changed since"
+    if not differing:
+        return (
+            f"{place.path} holds the run of this recipe on other texts: the data have changed since.\n"
+            "Put the data back as they were to go on with it, or give another --out for a new run"
+        )
     return (
-        f"{place.path} holds the run of another recipe ({what}).\n"
+        f"{place.path} holds the run of another recipe ({differing[0]} differs).\n"
         f"To go on with it type: fleetune run {shlex.quote(str(place.recipe))}; for a new run give another --out"
     )
 

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fleetune.data.dataset import Dataset
-from fleetune.data.tokens import Tokens
+from fleetune.data.tokens import Tokens, content_hash
+from fleetune.data.writing import make_folder
 from fleetune.engine.checkpoint import final_files
+from fleetune.engine.config import BackboneConfig
 from fleetune.engine.events import Evaluated, Event, Failed, Finished, Stepped
 from fleetune.engine.fleet import FleetData
 from fleetune.engine.optimizers import optimizer_notes
 from fleetune.engine.trial import TrialSpec
-from fleetune.errors import MethodError, RecipeError, RunTakenOverError, StorageError, UserError
+from fleetune.errors import (
+    BackboneError,
+    MethodError,
+    RecipeError,
+    RunTakenOverError,
+    StorageError,
+    UserError,
+    in_one_line,
+)
 from fleetune.lab.checkpoints import FleetCheckpoints, remove_leftovers
 from fleetune.lab.costs import TextCosts, costs_of
 from fleetune.lab.disk import naming_faults, storage_error
@@ -28,11 +38,11 @@ from fleetune.lab.filesystem import refuse_network
 from fleetune.lab.folder import RunFolder
 from fleetune.lab.held_out import holds, write_held_out
 from fleetune.lab.inputs import Inputs, audit_with, tokens_for
-from fleetune.lab.kept_files import all_whole, begin_damaged_anew
+from fleetune.lab.kept_files import all_whole, begin_damaged_anew, remove_partials
 from fleetune.lab.ledger import Ledger
 from fleetune.lab.lock import RunLock
 from fleetune.lab.notices import FleetOpened, Noted, RunOpened, Said, Watch, unwatched
-from fleetune.lab.opening import gather_for_run, open_ledger
+from fleetune.lab.opening import changed_environment, gather_for_run, open_ledger
 from fleetune.lab.plan import FleetPlan
 from fleetune.lab.predictions import write_predictions
 from fleetune.lab.recipe import Recipe
@@ -98,7 +108,7 @@ def _run_until_stopped(
     if is_busy():
         untracked(Said("other programs keep this machine busy: training will be slower"))
     inputs = gather_for_run(recipe, place)
-    place.path.mkdir(parents=True, exist_ok=True)
+    make_folder(place.path, above=len(place.path.parents))
     with (
         # The trackers are waited for when all else is over: a signal leaves little time to save trials.
         tracking as watch,
@@ -106,12 +116,15 @@ def _run_until_stopped(
         open_ledger(place, inputs, command) as ledger,
     ):
         division = Division(ledger, place.trials.name)
+        remove_partials(ledger, place.path / "data")
         begin_damaged_anew(ledger, division, watch)
         before = ledger.statuses()
         inputs = replace(inputs, plan=division.as_recorded(inputs.plan))
         watch(RunOpened(place.path, inputs.plan, before, recipe.metric))
         division.retry_failed()
         remove_leftovers(ledger, place.trials, before)
+        if "pending" in ledger.statuses().values() and (changed := changed_environment(ledger)):
+            watch(Noted(f"since the last start {changed}: digits may differ from those of an uninterrupted run"))
         now = _Run(inputs, place, ledger, division, executor, watch, stop, tally)
         for number in range(len(inputs.plan.fleets)):
             now.train(number)
@@ -132,7 +145,10 @@ def _run_until_stopped(
 
 @dataclass(frozen=True)
 class _Run:
-    """A run whose folder is open; `kept` names the data whose held-out texts it has."""
+    """A run whose folder is open.
+
+    `kept` names the data whose held-out texts it has; `made` holds tokens by the names of data and backbone.
+    """
 
     inputs: Inputs
     place: RunFolder
@@ -143,6 +159,7 @@ class _Run:
     stop: StopRequest
     tally: Tally
     kept: set[str] = field(default_factory=set)
+    made: dict[tuple[str, str], Tokens] = field(default_factory=dict)
 
     def train(self, number: int) -> None:
         """Trains what of the plan's fleet `number` is not done; what goes wrong in it stays in it."""
@@ -217,8 +234,7 @@ class _Run:
 
     def _fail(self, trials: Sequence[str], error: Exception) -> None:
         """Records what stopped a fleet; from its last checkpoint it can still go on."""
-        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        reason = said.strip().splitlines()[0]
+        reason = in_one_line(error)
         for trial_id in sorted(set(trials) - self._done()):
             self.ledger.fail_trial(trial_id, reason)
             self.watch(Failed(trial_id, 0, reason))
@@ -265,6 +281,12 @@ class _Run:
 
     def _tokens(self, fleet: FleetPlan) -> Tokens:
         """Returns the fleet's texts as tokens, and completes the audit with what they show."""
+        key = fleet.data.name, fleet.backbone.name
+        if key not in self.made:
+            self.made[key] = self._make_tokens(fleet)
+        return self.made[key]
+
+    def _make_tokens(self, fleet: FleetPlan) -> Tokens:
         prepared, folder = self.inputs.prepared[fleet.data.name], self._data_folder(fleet)
         tokens = tokens_for(prepared, fleet.backbone, fleet.data, folder / "tokens")
         with self.ledger.transaction():
@@ -307,7 +329,17 @@ class _Run:
 
     def _record_backbone(self, fleet: FleetPlan, facts: BackboneFacts, tokens: Tokens) -> None:
         known: dict[str, Any] = self.ledger.meta().get("backbones", {})
-        found = {**asdict(facts), "tokens": tokens.folder.relative_to(self.place.path).as_posix()}
+        found = {
+            **asdict(facts),
+            "tokens": tokens.folder.relative_to(self.place.path).as_posix(),
+            "tokens_hash": content_hash(tokens),
+        }
+        for trial in self.inputs.plan.trials:
+            if trial.backbone == fleet.backbone:
+                alike = trial.data.name == fleet.data.name
+                _refuse_changed(
+                    known.get(trial.id, {}), found, fleet.backbone, ("model_hash", "tokens_hash")[: 1 + alike]
+                )
         self.ledger.set_meta(backbones={**known, **{trial.id: found for trial in fleet.trials}})
 
     def _until_stopped(self, started: StartedFleet) -> Generator[Event, None, None]:
@@ -354,6 +386,23 @@ class _Run:
             costs.of_trial(method, event.trained_tokens, self.ledger.evaluations_of(event.trial)),
             costs.of_serving(method),
         )
+
+
+def _refuse_changed(
+    before: Mapping[str, Any], now: Mapping[str, Any], backbone: BackboneConfig, keys: Sequence[str]
+) -> None:
+    """Does nothing unless the run began with another backbone: half of a trial, or of a comparison, would be of each.
+
+    Raises:
+        BackboneError: If it did.
+    """
+    for key in keys:
+        if None not in (before.get(key), now[key]) and before[key] != now[key]:
+            what = "weights" if key == "model_hash" else "tokens that the tokenizer makes"
+            raise BackboneError(
+                f"{backbone.model} has changed: its {what} are not those that this run began with.\n"
+                "Put the model back as it was, or begin anew with another --out"
+            )
 
 
 def _classifier_bytes(trial: Path) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from fleetune.errors import UserError
 
@@ -160,11 +160,12 @@ JSON = {
 """Selects the columns that hold JSON, which SQLite takes for any text. Generations have a SHA-256 instead."""
 
 
-def migrate(connection: sqlite3.Connection) -> None:
+def migrate(connection: sqlite3.Connection, after: Callable[[sqlite3.Connection], None] = lambda _: None) -> None:
     """Brings the ledger to this version's schema, each migration whole or not at all.
 
     Args:
         connection: Begins no transactions of itself (`isolation_level=None`).
+        after: Is called at the end of each migration, in its transaction.
 
     Raises:
         UserError: If the ledger was written by a newer version.
@@ -178,6 +179,7 @@ def migrate(connection: sqlite3.Connection) -> None:
                 for statement in statements(MIGRATIONS[version]):
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {version + 1}")
+                after(connection)
             connection.execute("COMMIT")
         except BaseException:
             connection.rollback()

@@ -32,9 +32,11 @@ def seal_of(connection: sqlite3.Connection) -> str:
     return digest.hexdigest()
 
 
-def sealed(seal: str) -> str:
-    """Returns a seal as the ledger's table of facts holds it."""
-    return json.dumps(seal)
+def set_seal(connection: sqlite3.Connection) -> None:
+    """Seals the rows as they are, within a transaction."""
+    connection.execute(
+        "INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (SEAL, json.dumps(seal_of(connection)))
+    )
 
 
 def check_seal(connection: sqlite3.Connection, folder: Path) -> bool:
@@ -49,7 +51,7 @@ def check_seal(connection: sqlite3.Connection, folder: Path) -> bool:
         if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone() is None:
             return False
         row = connection.execute("SELECT value FROM meta WHERE key = 'seal'").fetchone()
-        broken = row is not None and row[0] != sealed(seal_of(connection))
+        broken = row is not None and row[0] != json.dumps(seal_of(connection))
     finally:
         connection.rollback()
     if broken:

@@ -13,7 +13,7 @@ from fleetune.compare.costs import Cost
 from fleetune.compare.held_out import HeldOutTexts, TestUse
 from fleetune.compare.result import TrialResult
 from fleetune.compare.summary import Comparison, compare
-from fleetune.data.writing import write_json, write_text, write_whole
+from fleetune.data.writing import write_bytes, write_json, write_text
 from fleetune.report import words
 from fleetune.report.figure import Figure, png_of
 from fleetune.report.page import build_page
@@ -137,11 +137,7 @@ def _write_figures(figures: Sequence[Figure], folder: Path) -> None:
 def _write_figure(figure: Figure, folder: Path) -> None:
     drawn = figure.svg()
     write_text(folder / f"{figure.key}.svg", drawn)
-    write_whole(folder / f"{figure.key}.png", lambda path: _write_bytes(path, png_of(drawn)))
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
+    write_bytes(folder / f"{figure.key}.png", png_of(drawn))
 
 
 @functools.cache
