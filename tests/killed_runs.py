@@ -114,7 +114,7 @@ class _Enough(BaseException):
 
 def _warm_up(order: dict[str, Any]) -> None:
     """Runs to the first micro-step elsewhere: what is imported then, need not be by each process that is forked."""
-    from fleetune.engine.fleet import Fleet
+    from fleetune.engine.micro_batches import MicroBatches
     from fleetune.lab.recipe import load_recipe
     from fleetune.lab.runner import run
 
@@ -122,12 +122,12 @@ def _warm_up(order: dict[str, Any]) -> None:
         raise _Enough
 
     # Not further: a process whose parent has run backward passes cannot run any.
-    whole, Fleet._backward = Fleet._backward, stop  # type: ignore[method-assign,assignment]
+    whole, MicroBatches.run = MicroBatches.run, stop  # type: ignore[method-assign,assignment]
     try:
         with tempfile.TemporaryDirectory() as folder, suppress(_Enough):
             run(load_recipe(Path(order["recipe"])), Path(folder) / "warm")
     finally:
-        Fleet._backward = whole  # type: ignore[method-assign]
+        MicroBatches.run = whole  # type: ignore[method-assign]
 
 
 def _damage(folder: Path, number: int) -> str:
@@ -145,7 +145,7 @@ def _damage(folder: Path, number: int) -> str:
 
 def _run(order: dict[str, Any], folder: Path, place: Place | None) -> None:
     from fleetune.engine.cuts import Cuts
-    from fleetune.engine.fleet import Fleet
+    from fleetune.engine.micro_batches import MicroBatches
     from fleetune.lab.checkpoints import FleetCheckpoints
     from fleetune.lab.ledger import Ledger
     from fleetune.lab.notices import Noted
@@ -159,7 +159,7 @@ def _run(order: dict[str, Any], folder: Path, place: Place | None) -> None:
     count.before(os, "replace", "replace")
     count.before(os, "unlink", "removal")
     count.before(Ledger, "_commit", "commit")
-    count.before(Fleet, "_backward", "micro-step")
+    count.before(MicroBatches, "run", "micro-step")
     count.after(FleetCheckpoints, "commit", "committed")
     lines: list[str] = []
 

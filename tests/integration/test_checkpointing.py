@@ -98,10 +98,10 @@ def test_trials_of_one_pack_and_a_backward_pass_in_another_thread():
         specs = [spec("lora", seed, {"rank": 2, "dropout": 0.4}) for seed in range(2)]
         fleet = Fleet(backbone, specs, data)
         for trial in fleet.trials:
-            fleet._attach(trial)
+            fleet._batches.attach(trial)
         results[checkpointing] = _gradients(backbone, fleet.trials, data, checkpointing)
         for trial in fleet.trials:
-            fleet._detach(trial)
+            fleet._batches.detach(trial)
     for name, gradient in results[False].items():
         assert float(gradient.abs().sum()) > 0
         assert torch.equal(gradient, results[True][name]), name

@@ -251,7 +251,7 @@ def test_a_fresh_delta_changes_nothing(kind: str) -> None:
     logits: list[Any] = []
     for method in (kind, "head"):
         fleet = Fleet(tiny_backbone(), [spec(method, max_steps=1)], data)
-        fleet._attach(fleet.trials[0])
+        fleet._batches.attach(fleet.trials[0])
         logits.append(predict_logits(fleet.backbone, fleet.trials, data.tokens, texts)[0])
     np.testing.assert_allclose(logits[0], logits[1], rtol=1e-6)
 
@@ -347,7 +347,7 @@ def test_out_of_memory_changes_no_trial(monkeypatch: pytest.MonkeyPatch, shared:
         return logits
 
     monkeypatch.setattr(Backbone, "logits", small)
-    monkeypatch.setattr("fleetune.engine.fleet.shares_packs", lambda backbone: shared)
+    monkeypatch.setattr("fleetune.engine.micro_batches.shares_packs", lambda backbone: shared)
     events, _ = train(specs, data)
     for one in specs:
         np.testing.assert_allclose(losses(events, one.id), losses(expected, one.id), rtol=1e-9)

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from fleetune.engine import footprint
 from fleetune.engine.config import TrainingConfig
-from fleetune.engine.fleet import Fleet, FleetData, Part
+from fleetune.engine.fleet import Fleet, FleetData
 from fleetune.engine.footprint import MOST_TRIALS, Candidate, activation_bytes, fits, trained_bytes
 from fleetune.engine.forecast import GROWTH, forecast_by_probe
 from fleetune.engine.lanes import lanes
+from fleetune.engine.micro_batches import MicroBatches, Part
 from fleetune.engine.probe import STEPS, WARM_STEPS, Probe, largest_batch, probe, side_by_side
 from fleetune.engine.trial import Trial
 from fleetune.errors import BackboneError
@@ -49,15 +50,15 @@ def test_a_probe_trains_for_real_and_leaves_nothing(kind: str):
 def test_a_probe_tries_the_largest_batch_once_all_that_is_kept_exists(monkeypatch: pytest.MonkeyPatch, layout: str):
     data, backbone = random_data(), tiny_backbone("bert", layout=layout)
     seen: list[int] = []
-    real = Fleet._parts
+    real = MicroBatches._parts
 
-    def watched(fleet: Fleet, running: list[Trial]) -> list[Part]:
+    def watched(batches: MicroBatches, running: list[Trial]) -> list[Part]:
         lengths = data.tokens.lengths[running[0].next_batch()]
         seen.append(int(lengths.sum() if layout == "packed" else lengths.max() * len(lengths)))
         assert len(seen) != WARM_STEPS + 1 or running[0].best is not None
-        return real(fleet, running)
+        return real(batches, running)
 
-    monkeypatch.setattr(Fleet, "_parts", watched)
+    monkeypatch.setattr(MicroBatches, "_parts", watched)
     probe(backbone, get("lora")(), TrainingConfig(batch_size=4), data, 2)
     assert len(seen) == STEPS and seen[WARM_STEPS] == max(seen) == largest_batch(backbone, data, 4)
 
@@ -71,7 +72,7 @@ def test_few_texts_and_no_validation_can_be_probed():
 
 
 def test_a_probe_whose_loss_is_no_number_says_so(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Fleet, "_loss", lambda *arguments: torch.tensor(float("nan"), requires_grad=True))
+    monkeypatch.setattr(MicroBatches, "_loss", lambda *arguments: torch.tensor(float("nan"), requires_grad=True))
     with pytest.raises(BackboneError, match="the loss became nan at step 1"):
         probe(tiny_backbone("bert"), get("lora")(), TrainingConfig(batch_size=4), random_data(), 2)
 

@@ -158,7 +158,7 @@ def test_dropout_is_blind_to_layout_and_parts(name: str, options: dict[str, Any]
     seen = []
     for layout, parts in (("packed", 1), ("padded", 1), ("packed", 3)):
         fleet = Fleet(tiny_backbone(layout=layout), [one], DATA)
-        fleet._least_parts = parts
+        fleet._batches.pack_as({"least_parts": parts})
         seen.append(losses(list(fleet.train())))
     np.testing.assert_allclose(seen[1:], [seen[0]] * 2, rtol=1e-9)
     plain = spec("peft", settings={"type": name.lower(), "options": {"r": 4}}, **one.training.model_dump())

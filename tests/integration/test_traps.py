@@ -266,7 +266,7 @@ def test_evaluation_holds_no_more_than_a_pass_and_the_logits(monkeypatch: pytest
     data = random_data(train=300)
     fleet = Fleet(tiny_backbone(precision="fp32"), [spec("lora", 0), spec("lora", 1)], data)
     for trial in fleet.trials:
-        fleet._attach(trial)
+        fleet._batches.attach(trial)
     hidden: list[weakref.ref[torch.UntypedStorage]] = []
     most = 0
     whole = Backbone._hidden

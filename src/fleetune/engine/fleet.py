@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import sqlite3
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fleetune.data.dataset import SplitName
@@ -20,27 +18,19 @@ from fleetune.data.tokens import Tokens
 from fleetune.engine.backbone import Backbone
 from fleetune.engine.config import CHECKPOINT_SECONDS
 from fleetune.engine.cuts import Cuts
-from fleetune.engine.evaluation import EvaluationStoppedError, keep_logits, shares_packs
+from fleetune.engine.evaluation import EvaluationStoppedError, keep_logits
 from fleetune.engine.events import Evaluated, Event, Failed, Finished, Stepped
 from fleetune.engine.generation import CheckpointStore
-from fleetune.engine.lanes import lanes
-from fleetune.engine.layout import even_runs, pack_texts
 from fleetune.engine.logits import KeptLogits
-from fleetune.engine.loss import batch_loss, class_weights
+from fleetune.engine.micro_batches import MicroBatches
 from fleetune.engine.positions import check_lengths, check_room
 from fleetune.engine.trial import Trial, TrialSpec
 from fleetune.errors import RunTakenOverError, StorageError, TrialFailedError, in_one_line
 from fleetune.memory import is_out_of_memory
 from fleetune.metrics import evaluate
-from fleetune.runtime import device
 from fleetune.thresholds import validation_thresholds
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 Happened = TypeVar("Happened")
-SLOTS = 1 << 20
-"""More than a fleet has trials: slots of the parts of a trial's batch lie this far apart."""
 
 
 @dataclass(frozen=True)
@@ -56,32 +46,6 @@ class FleetData:
     tokens: Tokens
     labels: NDArray[np.int64] | NDArray[np.uint8]
     splits: dict[SplitName, NDArray[np.int64]]
-
-
-@dataclass(frozen=True)
-class Part:
-    """A run of the texts of one trial's micro-batch: all of them, or a lane's share.
-
-    Attributes:
-        trial: Whose.
-        number: Which part of the micro-batch.
-        start: Its first text.
-        texts: Its texts.
-        batch: The texts of the whole micro-batch.
-        step_texts: All texts of the optimizer step.
-    """
-
-    trial: Trial
-    number: int
-    start: int
-    texts: NDArray[np.int64]
-    batch: NDArray[np.int64]
-    step_texts: NDArray[np.int64]
-
-    @property
-    def slot(self) -> int:
-        """Where the deltas are attached that this part's gradients go to."""
-        return self.trial.slot + self.number * SLOTS
 
 
 class Fleet:
@@ -125,15 +89,7 @@ class Fleet:
         self._folder = None if checkpoints is None else checkpoints.root
         self._is_stopped = is_stopped
         self._is_settled = False
-        self._attached: dict[int, int] = {}
-        self._pack_trials = len(specs)
-        self._least_parts = 1
-        self._labels = torch.from_numpy(np.ascontiguousarray(data.labels)).to(device())
-        train_labels = data.labels[data.splits["train"]]
-        self._weights = {
-            trial.slot: class_weights(train_labels, self.num_labels, trial.spec.training.class_weights)
-            for trial in self.trials
-        }
+        self._batches = MicroBatches(backbone, data, self.trials)
 
     def _add(self, spec: TrialSpec, slot: int) -> None:
         try:
@@ -143,11 +99,6 @@ class Fleet:
             if not is_own(error):
                 raise
             self._unfit[spec.id] = error
-
-    @property
-    def num_labels(self) -> int:
-        """Number of the classifier's outputs."""
-        return int(self.backbone.model.config.num_labels)  # type: ignore[union-attr, arg-type]
 
     def train(self) -> Iterator[Event]:
         """Yields what happens until every trial has finished or failed, or `is_stopped`; goes on from a checkpoint.
@@ -159,20 +110,19 @@ class Fleet:
             yield Failed(unfit, 0, in_one_line(error))
         try:
             running, packing = self._cuts.take_up(self.trials)
-            self._pack_trials = packing.get("pack_trials", self._pack_trials)
-            self._least_parts = packing.get("least_parts", self._least_parts)
+            self._batches.pack_as(packing)
             for trial in running:
-                self._attach(trial)
+                self._batches.attach(trial)
             yield from self._train(running)
         finally:
             for trial in self.trials:
-                self._detach(trial)
+                self._batches.detach(trial)
 
     def _train(self, running: list[Trial]) -> Iterator[Event]:
         while running:
             self._is_settled = True
             if (stopped := self._is_stopped()) or self._cuts.is_due:
-                self._cuts.save(running, self._packing)
+                self._cuts.save(running, self._batches.packing)
             if stopped:
                 return
             try:
@@ -183,13 +133,9 @@ class Fleet:
             except Exception as error:
                 # Two halves of the fleet may go on from here.
                 if self._is_settled and is_out_of_memory(error):
-                    self._cuts.save(running, self._packing)
+                    self._cuts.save(running, self._batches.packing)
                 raise
         self._cuts.end()
-
-    @property
-    def _packing(self) -> dict[str, int]:
-        return {"pack_trials": self._pack_trials, "least_parts": self._least_parts}
 
     def _go_on(self, running: list[Trial]) -> Generator[Event, None, list[Trial]]:
         """Does what comes next for trials of which every one is between two micro-steps; returns who still runs."""
@@ -202,20 +148,10 @@ class Fleet:
         failed = yield from self._advance(running)
         return [trial for trial in running if trial not in failed]
 
-    def _attach(self, trial: Trial, number: int = 0) -> None:
-        leaves, method = trial.parameters.leaves(number), trial.spec.method
-        by_site = {place: leaves.at(place) for place in method.specs(self.backbone.shape)}
-        self.backbone.attach(trial.slot + number * SLOTS, method, by_site)
-        self._attached[trial.slot] = number + 1
-
-    def _detach(self, trial: Trial) -> None:
-        for number in range(self._attached.pop(trial.slot, 0)):
-            self.backbone.detach(trial.slot + number * SLOTS)
-
     def _advance(self, running: list[Trial]) -> Generator[Event, None, list[Trial]]:
         """Makes one micro-batch of every trial, and the optimizer steps that it completes; returns who failed."""
         started = time.monotonic()
-        losses = self._backward(running)
+        losses = self._batches.run(running)
         self._is_settled = False
         happened = {trial: self._own(trial, partial(self._count, trial, *losses[trial.slot])) for trial in running}
         self._share_time(running, started)
@@ -246,100 +182,6 @@ class Fleet:
             raise TrialFailedError(f"parameters became infinite or NaN at step {trial.progress.step}")
         return stepped
 
-    def _backward(self, running: list[Trial]) -> dict[int, tuple[float, int, int]]:
-        """Runs every trial's next micro-batch forward and backward; returns loss, texts and tokens by slot.
-
-        Where memory runs out, the packs become half as large and the micro-batches are run again: the gradients that
-        accumulated before are put back first, so no trial is trained differently.
-        """
-        while True:
-            before = {trial.slot: trial.parameters.copy_gradients() for trial in running if trial.micro_step}
-            try:
-                return self._backward_in_packs(running)
-            except (MemoryError, RuntimeError) as error:
-                # In any case: what is saved on the way out is resumed from.
-                for trial in running:
-                    trial.parameters.restore_gradients(before.get(trial.slot))
-                if not (is_out_of_memory(error) and self._shrink(running)):
-                    raise
-
-    def _shrink(self, running: list[Trial]) -> bool:
-        """Halves what runs at a time, first trials, then a trial's texts; returns False if one text is left."""
-        if shares_packs(self.backbone) and min(self._pack_trials, len(running)) > 1:
-            self._pack_trials = min(self._pack_trials, len(running)) // 2
-            return True
-        self._least_parts *= 2
-        return self._least_parts <= max(2 * trial.spec.training.batch_size for trial in running)
-
-    def _backward_in_packs(self, running: list[Trial]) -> dict[int, tuple[float, int, int]]:
-        results = {trial.slot: (0.0, 0, 0) for trial in running}
-        parts = dict.fromkeys(results, 1)
-        done = lanes().map(self._backward_of, self._packs(running), self.backbone.serves_lanes)
-        for part, loss in itertools.chain(*done):
-            so_far, texts, tokens = results[part.trial.slot]
-            more = int(self.data.tokens.lengths[part.texts].sum())
-            results[part.trial.slot] = so_far + loss, texts + len(part.texts), tokens + more
-            parts[part.trial.slot] = max(parts[part.trial.slot], part.number + 1)
-        for trial in running:
-            trial.parameters.gather_gradients(parts[trial.slot])
-        return results
-
-    def _packs(self, running: list[Trial]) -> list[list[Part]]:
-        """Returns which parts run in one pack: on a processor one each, on a GPU one of each of several trials."""
-        parts = self._parts(running)
-        if not shares_packs(self.backbone):
-            return [[part] for part in parts]
-        size = self._pack_trials
-        rounds = [[part for part in parts if part.number == number] for number in {part.number for part in parts}]
-        return [one[start : start + size] for one in rounds for start in range(0, len(one), size)]
-
-    def _parts(self, running: list[Trial]) -> list[Part]:
-        """Returns what the lanes are to do, the largest first: whole micro-batches, and parts of those left over."""
-        count = lanes().count
-        left_over = len(running) % count if count > 1 else 0
-        parts = []
-        for number, trial in enumerate(running):
-            texts, step_texts = trial.next_batch(), trial.step_texts()
-            pieces = -(-count // left_over) if number >= len(running) - left_over else 1
-            # Modules that hold a trial's tensors hold one set of them.
-            one_set = trial.spec.method.installs
-            pieces = min(len(texts), max(1 if one_set else pieces, self._least_parts))
-            for place, (start, end) in enumerate(even_runs(self.data.tokens.lengths[texts], pieces)):
-                part = 0 if one_set else place
-                if part >= self._attached[trial.slot]:
-                    self._attach(trial, part)
-                parts.append(Part(trial, part, start, texts[start:end], texts, step_texts))
-        return sorted(parts, key=lambda part: -int(self.data.tokens.lengths[part.texts].sum()))
-
-    def _backward_of(self, parts: list[Part]) -> list[tuple[Part, float]]:
-        """Runs one pack forward and backward; returns each part's loss."""
-        batches = [(part.slot, part.texts) for part in parts]
-        counts, multiple = self.data.tokens.sequence_counts, self.backbone.pack_multiple
-        firsts = [int(counts[part.batch[: part.start]].sum()) for part in parts]
-        pack = pack_texts(self.data.tokens, batches, self.backbone.layout, firsts, multiple)
-        heads = {part.slot: part.trial.parameters.leaves(part.number).head for part in parts}
-        streams = {part.slot: part.trial.stream() for part in parts}
-        checkpointing = any(part.trial.spec.training.gradient_checkpointing for part in parts)
-        logits = self.backbone.logits(pack, heads, streams, checkpointing)
-        losses = [self._loss(part, logits[part.slot]) for part in parts]
-        torch.autograd.backward([*losses, *(self._penalty(part) for part in parts if self._is_penalised(part))])
-        return list(zip(parts, torch.stack(losses).detach().tolist(), strict=True))
-
-    def _loss(self, part: Part, logits: Tensor) -> Tensor:
-        labels, step = (self._labels[torch.from_numpy(texts).to(device())] for texts in (part.texts, part.step_texts))
-        training = part.trial.spec.training
-        gamma = training.focal_gamma if training.loss == "focal" else None
-        return batch_loss(logits, labels, step, self._weights[part.trial.slot], gamma)
-
-    def _is_penalised(self, part: Part) -> bool:
-        """Returns whether the method's own term of the loss comes with this part: once a micro-batch."""
-        return part.start == 0 and part.trial.spec.method.has_penalty
-
-    def _penalty(self, part: Part) -> Tensor:
-        leaves, method = part.trial.parameters.leaves(part.number), part.trial.spec.method
-        by_site = {place: leaves.at(place) for place in method.specs(self.backbone.shape)}
-        return method.penalty(by_site) * (len(part.batch) / len(part.step_texts))
-
     def _step(self, trial: Trial) -> Stepped:
         totals, norm, rate = trial.finish_step()
         return Stepped(
@@ -355,7 +197,7 @@ class Fleet:
         )
 
     def _fail(self, trial: Trial, reason: str) -> Failed:
-        self._detach(trial)
+        self._batches.detach(trial)
         return Failed(trial.spec.id, trial.progress.step, reason)
 
     def _share_time(self, trials: list[Trial], started: float) -> None:
@@ -417,7 +259,7 @@ class Fleet:
         trial.progress.finished = True
         self._cuts.close(trial)
         trial.best_logits = None
-        self._detach(trial)
+        self._batches.detach(trial)
         return Finished(
             trial=trial.spec.id,
             steps=trial.progress.step,

@@ -6,7 +6,7 @@ import json
 import shlex
 import sqlite3
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import tomli_w
 
 from fleetune.data.gate import TooManyBadRowsError, quarantine_csv
 from fleetune.data.writing import write_bytes, write_text
-from fleetune.errors import RecipeError, RunError, StorageError
+from fleetune.engine.config import BackboneConfig
+from fleetune.errors import BackboneError, RecipeError, RunError, StorageError
 from fleetune.lab.folder import RunFolder
 from fleetune.lab.inputs import Inputs, gather_inputs
 from fleetune.lab.ledger import Ledger
@@ -92,6 +93,23 @@ def changed_environment(ledger: Ledger) -> str | None:
         if key in now and key in before and now[key] != before[key]
     ]
     return " and ".join(changes) or None
+
+
+def refuse_changed_backbone(
+    before: Mapping[str, Any], now: Mapping[str, Any], backbone: BackboneConfig, keys: Sequence[str]
+) -> None:
+    """Does nothing unless the run began with another backbone: half of a trial, or of a comparison, would be of each.
+
+    Raises:
+        BackboneError: If it did.
+    """
+    for key in keys:
+        if None not in (before.get(key), now[key]) and before[key] != now[key]:
+            what = "weights" if key == "model_hash" else "tokens that the tokenizer makes"
+            raise BackboneError(
+                f"{backbone.model} has changed: its {what} are not those that this run began with.\n"
+                "Put the model back as it was, or begin anew with another --out"
+            )
 
 
 def _freeze(place: RunFolder, inputs: Inputs, ledger: Ledger, command: str | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,13 +14,11 @@ from fleetune.data.dataset import Dataset
 from fleetune.data.tokens import Tokens, content_hash
 from fleetune.data.writing import make_folder
 from fleetune.engine.checkpoint import final_files
-from fleetune.engine.config import BackboneConfig
 from fleetune.engine.events import Evaluated, Event, Failed, Finished, Stepped
 from fleetune.engine.fleet import FleetData
 from fleetune.engine.optimizers import optimizer_notes
 from fleetune.engine.trial import TrialSpec
 from fleetune.errors import (
-    BackboneError,
     MethodError,
     RecipeError,
     RunTakenOverError,
@@ -42,7 +40,7 @@ from fleetune.lab.kept_files import all_whole, begin_damaged_anew, remove_partia
 from fleetune.lab.ledger import Ledger
 from fleetune.lab.lock import RunLock
 from fleetune.lab.notices import FleetOpened, Noted, RunOpened, Said, Watch, unwatched
-from fleetune.lab.opening import changed_environment, gather_for_run, open_ledger
+from fleetune.lab.opening import changed_environment, gather_for_run, open_ledger, refuse_changed_backbone
 from fleetune.lab.plan import FleetPlan
 from fleetune.lab.predictions import write_predictions
 from fleetune.lab.recipe import Recipe
@@ -336,10 +334,8 @@ class _Run:
         }
         for trial in self.inputs.plan.trials:
             if trial.backbone == fleet.backbone:
-                alike = trial.data.name == fleet.data.name
-                _refuse_changed(
-                    known.get(trial.id, {}), found, fleet.backbone, ("model_hash", "tokens_hash")[: 1 + alike]
-                )
+                keys = ["model_hash", *(["tokens_hash"] if trial.data.name == fleet.data.name else [])]
+                refuse_changed_backbone(known.get(trial.id, {}), found, fleet.backbone, keys)
         self.ledger.set_meta(backbones={**known, **{trial.id: found for trial in fleet.trials}})
 
     def _until_stopped(self, started: StartedFleet) -> Generator[Event, None, None]:
@@ -386,23 +382,6 @@ class _Run:
             costs.of_trial(method, event.trained_tokens, self.ledger.evaluations_of(event.trial)),
             costs.of_serving(method),
         )
-
-
-def _refuse_changed(
-    before: Mapping[str, Any], now: Mapping[str, Any], backbone: BackboneConfig, keys: Sequence[str]
-) -> None:
-    """Does nothing unless the run began with another backbone: half of a trial, or of a comparison, would be of each.
-
-    Raises:
-        BackboneError: If it did.
-    """
-    for key in keys:
-        if None not in (before.get(key), now[key]) and before[key] != now[key]:
-            what = "weights" if key == "model_hash" else "tokens that the tokenizer makes"
-            raise BackboneError(
-                f"{backbone.model} has changed: its {what} are not those that this run began with.\n"
-                "Put the model back as it was, or begin anew with another --out"
-            )
 
 
 def _classifier_bytes(trial: Path) -> int | None:
