@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from fleetune import memory
-from fleetune.engine import fleet as fleet_module
+from fleetune.engine import micro_batches as batches_module
 from fleetune.engine.architecture import ARCHITECTURES as KNOWN
 from fleetune.engine.backbone import Backbone, load_backbone
 from fleetune.engine.config import BackboneConfig, TrainingConfig
@@ -81,7 +81,7 @@ def test_same_losses_and_tensors(architecture, layout, counted):
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_same_with_the_kernels_and_on_lanes(precision, monkeypatch):
     lanes = Lanes(2, 1)
-    monkeypatch.setattr(fleet_module, "lanes", lambda: lanes)
+    monkeypatch.setattr(batches_module, "lanes", lambda: lanes)
     specs = [spec("lora", seed, {"rank": 2, "dropout": 0.3}, batch_size=6) for seed in range(3)]
     backbone = tiny_backbone("bert", precision=precision)
     expected = losses_and_tensors(backbone, specs)

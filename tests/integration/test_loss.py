@@ -127,7 +127,7 @@ def test_a_step_is_the_same_in_one_batch_accumulated_and_divided_between_lanes(
     found = {}
     for name, size, accumulation, lanes in (("whole", 12, 1, 1), ("accumulated", 3, 4, 1), ("lanes", 12, 1, 3),
                                             ("both", 6, 2, 3)):  # fmt: skip
-        monkeypatch.setattr("fleetune.engine.fleet.lanes", lambda lanes=lanes: Lanes(lanes, 1))
+        monkeypatch.setattr("fleetune.engine.micro_batches.lanes", lambda lanes=lanes: Lanes(lanes, 1))
         one = spec("lora", batch_size=size, gradient_accumulation_steps=accumulation, **common)
         events = list(Fleet(tiny_backbone(), [one], data).train())
         found[name] = [event.loss for event in events if isinstance(event, Stepped)]

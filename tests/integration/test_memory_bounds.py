@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -89,6 +90,15 @@ def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("os.pwrite", lambda handle, data, place: len(data) - 1)
     with pytest.raises(OSError, match="No space left"):
         kept.put(np.arange(2), np.zeros((2, 2), np.float32))
+
+
+def test_what_the_system_takes_in_parts_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    kept, write = KeptLogits(300_000, 3, tmp_path), os.pwrite
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.pwrite", lambda handle, data, place: write(handle, data[:5], place))
+        kept.put(np.array([7, 299_999]), values)
+    assert np.array_equal(kept.array()[[7, 299_999]], values)
 
 
 def test_where_logits_are_kept_changes_no_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -161,9 +161,9 @@ def test_a_prompt_starts_from_words_as_the_layers_see_them(architecture: str) ->
 def test_texts_without_room_are_refused(kind: str) -> None:
     longest = int(DATA.tokens.lengths.max())
     room = 64 - longest
-    Fleet(tiny_backbone(), [spec("lora"), spec(kind, settings={"num_virtual_tokens": room})], DATA)
+    Fleet(tiny_backbone(), [spec(kind, settings={"num_virtual_tokens": room})], DATA)
     with pytest.raises(RecipeError, match=f"max_tokens = {longest - 1}"):
-        Fleet(tiny_backbone(), [spec("lora"), spec(kind, settings={"num_virtual_tokens": room + 1})], DATA)
+        Fleet(tiny_backbone(), [spec(kind, settings={"num_virtual_tokens": room + 1})], DATA)
 
 
 def test_a_backbone_without_what_they_need_says_what_to_take() -> None:

@@ -161,9 +161,9 @@ def train(specs: list[TrialSpec], data: FleetData, layout: str) -> dict[str, lis
 )
 def test_alone_equals_together(monkeypatch: pytest.MonkeyPatch, layout: str, lanes: int, shared: bool) -> None:
     data = windowed_data()
-    monkeypatch.setattr("fleetune.engine.fleet.lanes", lambda: Lanes(1, 1))
+    monkeypatch.setattr("fleetune.engine.micro_batches.lanes", lambda: Lanes(1, 1))
     alone = {one.id: train([one], data, "packed")[one.id] for one in MIXED}
-    monkeypatch.setattr("fleetune.engine.fleet.lanes", lambda: Lanes(lanes, 1))
+    monkeypatch.setattr("fleetune.engine.micro_batches.lanes", lambda: Lanes(lanes, 1))
     monkeypatch.setattr("fleetune.engine.micro_batches.shares_packs", lambda backbone: shared)
     # In three lanes a trial by itself has its batches divided, between windows of a text never.
     for company in (MIXED, MIXED[:1], MIXED[2:3]):

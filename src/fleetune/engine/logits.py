@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -59,8 +60,11 @@ class KeptLogits:
         for place, row in enumerate(rows.tolist()):
             written = 0
             while written < width:
-                # The system may take a part; of a disk that is full it takes none the next time, and says so.
-                written += os.pwrite(handle, data[place * width + written : (place + 1) * width], row * width + written)
+                # The system may take a part, and the rest the next time.
+                taken = os.pwrite(handle, data[place * width + written : (place + 1) * width], row * width + written)
+                if not taken:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                written += taken
 
     def array(self) -> NDArray[np.float32]:
         """Returns all of them `(texts, num_labels)`; those of a file are read as they are looked at."""
