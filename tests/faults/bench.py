@@ -36,11 +36,13 @@ class Attempt:
         process: Its id.
         folder: The run's.
         output: Its output is in the files that begin so.
+        removed: Folder with links to the files that it replaced or removed, named by the numbers of events.
     """
 
     process: int
     folder: Path
     output: Path
+    removed: Path
 
     def signal(self, number: int) -> None:
         """Sends a signal; a process that has ended is left alone."""
@@ -57,12 +59,14 @@ class Ended:
         stdout: What it printed.
         stderr: What it said.
         events: What it did to the run's folder.
+        removed: Folder with links to the files that it replaced or removed, named by the numbers of events.
     """
 
     code: int
     stdout: str
     stderr: str
     events: list[Event]
+    removed: Path
 
     @property
     def error(self) -> str:
@@ -127,14 +131,17 @@ class Bench:
         """Starts an attempt: `fleetune run` with the recipe and the folder, or other arguments."""
         self._started += 1
         output = self.work / f"{folder.name}.{self._started}"
+        removed = Path(f"{output}.removed")
+        removed.mkdir()
         asked = {
             "arguments": arguments or ["run", str(self.recipe), "--out", str(folder)],
             "folder": str(folder),
             "log": f"{output}.log",
             "output": str(output),
+            "removed": str(removed),
             "fault": (fault or Fault()).to_json(),
         }
-        return Attempt(self._ask(asked)["process"], folder, output)
+        return Attempt(self._ask(asked)["process"], folder, output, removed)
 
     def wait(self, attempt: Attempt, seconds: float = HANG_SECONDS) -> Ended:
         """Returns how an attempt ended; fails where it does not end."""
@@ -148,7 +155,7 @@ class Bench:
         out, said = (
             files[name].read_text("utf-8", "replace") if files[name].exists() else "" for name in ("stdout", "stderr")
         )
-        return Ended(answer["code"], out, said, read_log(files["log"]) if files["log"].exists() else [])
+        return Ended(answer["code"], out, said, read_log(files["log"]), attempt.removed)
 
     def attempt(
         self,

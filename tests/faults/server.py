@@ -54,7 +54,8 @@ def _start(shim: Shim, request: dict[str, Any]) -> dict[str, Any]:
         code = 70
         try:
             _redirect(Path(request["output"]))
-            shim.arm(Path(request["folder"]), Path(request["log"]), Fault(**request["fault"]))
+            folder, log, removed = (Path(request[name]) for name in ("folder", "log", "removed"))
+            shim.arm(folder, log, Fault(**request["fault"]), removed)
             code = _run(request["arguments"])
         finally:
             sys.stdout.flush()

@@ -5,6 +5,9 @@
 
        NUMBER KIND BYTES PATH[ > PATH]
 
+   BYTES are what a write is given, and what a file that is opened has and keeps. A sync of the folder above, which has
+   the name of the watched one, is an event whose path is `..`.
+
    `faults_plan` says what is done at one event, or from one on. FILL is a disk that fills up: the first write takes a
    half, what comes later is refused. HALVE takes a half of each write, as a kernel may. Everything that the interpreter, SQLite, Arrow and
    Rust do to files goes through the functions below. Pages written through a memory map do not (SQLite's shared
@@ -31,7 +34,7 @@
 enum kind { OPEN = 1, WRITE = 2, SYNC = 4, TRUNCATE = 8, RENAME = 16, UNLINK = 32, MKDIR = 64, LINK = 128, CHMOD = 256 };
 enum action { COUNT, KILL_BEFORE, KILL_INSIDE, KILL_AFTER, FAIL, FILL, HALVE };
 
-static char folder[PATH_MAX];
+static char folder[PATH_MAX], removed[PATH_MAX];
 static size_t folder_length;
 static int log_file = -1;
 static uint64_t events;
@@ -49,6 +52,11 @@ void faults_watch(const char *watched, const char *log) {
 	log_file = fcntl(file, F_DUPFD_CLOEXEC, 900);
 	syscall(SYS_close, file);
 	events = 0;
+}
+
+/* Sets a folder that gets a link to each file before it loses a name, called as the event is numbered. */
+void faults_keep(const char *where) {
+	snprintf(removed, sizeof removed, "%s", where);
 }
 
 /* Does `action` at the events `first` to `last`, if they are of `kinds`. */
@@ -106,6 +114,26 @@ static const char *watched_file(int file, char *room) {
 	return watched_path(AT_FDCWD, room, room);
 }
 
+/* The name of the run's folder is in the folder above it, so syncs of that count. */
+static const char *synced_path(int file, char *room) {
+	room[0] = '\0';
+	const char *seen = watched_file(file, room);
+	if (seen || folder_length == 0)
+		return seen;
+	size_t above = (size_t)(strrchr(folder, '/') - folder);
+	return strlen(room) == above && strncmp(room, folder, above) == 0 ? ".." : NULL;
+}
+
+/* Fails where there is no such file, or where it is a folder: those need none. */
+static void keep(uint64_t number, const char *path) {
+	char from[2 * PATH_MAX + 2], to[PATH_MAX + 32];
+	if (removed[0] == '\0' || path == NULL)
+		return;
+	snprintf(from, sizeof from, "%s/%s", folder, path);
+	snprintf(to, sizeof to, "%s/%llu", removed, (unsigned long long)number);
+	syscall(SYS_linkat, AT_FDCWD, from, AT_FDCWD, to, 0);
+}
+
 /* Counts an event; returns what is to be done at it. A kill before it never returns. */
 static int begin(int kind, const char *name, uint64_t bytes, const char *path, const char *other) {
 	int saved = errno;
@@ -114,6 +142,8 @@ static int begin(int kind, const char *name, uint64_t bytes, const char *path, c
 	int length = snprintf(line, sizeof line, "%llu %s %llu %s%s%s\n", (unsigned long long)number, name,
 						  (unsigned long long)bytes, path, other ? " > " : "", other ? other : "");
 	syscall(SYS_write, log_file, line, (size_t)length);
+	if (kind == UNLINK || kind == RENAME)
+		keep(number, kind == UNLINK ? path : other);
 	errno = saved;
 	if (number < plan_first || number > plan_last || !(kind & plan_kinds))
 		return COUNT;
@@ -253,13 +283,13 @@ size_t fwrite(const void *data, size_t size, size_t count, FILE *stream) {
 int fsync(int file) {
 	REAL(fsync);
 	char room[PATH_MAX];
-	AT_ONCE(SYNC, "sync", watched_file(file, room), NULL, real(file));
+	AT_ONCE(SYNC, "sync", synced_path(file, room), NULL, real(file));
 }
 
 int fdatasync(int file) {
 	REAL(fdatasync);
 	char room[PATH_MAX];
-	AT_ONCE(SYNC, "sync", watched_file(file, room), NULL, real(file));
+	AT_ONCE(SYNC, "sync", synced_path(file, room), NULL, real(file));
 }
 
 int ftruncate(int file, off_t size) {
@@ -419,6 +449,30 @@ static const char *written_path(int at, const char *path, int flags, char *room)
 	return writes ? watched_path(at, path, room) : NULL;
 }
 
+static uint64_t bytes_left(const char *name, int flags) {
+	char path[2 * PATH_MAX + 2];
+	struct stat found;
+	int saved = errno;
+	snprintf(path, sizeof path, "%s/%s", folder, name);
+	uint64_t bytes = (flags & O_TRUNC) || stat(path, &found) != 0 ? 0 : (uint64_t)found.st_size;
+	errno = saved;
+	return bytes;
+}
+
+#define OPENS(at, path, flags, call) \
+	do { \
+		char room[PATH_MAX]; \
+		const char *seen = written_path(at, path, flags, room); \
+		if (!seen) \
+			return call; \
+		int action = begin(OPEN, "open", bytes_left(seen, flags), seen, NULL); \
+		if (action == FAIL) \
+			return refused(); \
+		int result = call; \
+		end(action); \
+		return result; \
+	} while (0)
+
 static mode_t mode_of(int flags, va_list rest) {
 	return flags & (O_CREAT | O_TMPFILE) ? (mode_t)va_arg(rest, int) : 0;
 }
@@ -432,29 +486,25 @@ static mode_t mode_of(int flags, va_list rest) {
 int open(const char *path, int flags, ...) {
 	REAL(open);
 	MODE;
-	char room[PATH_MAX];
-	AT_ONCE(OPEN, "open", written_path(AT_FDCWD, path, flags, room), NULL, real(path, flags, mode));
+	OPENS(AT_FDCWD, path, flags, real(path, flags, mode));
 }
 
 int open64(const char *path, int flags, ...) {
 	REAL(open64);
 	MODE;
-	char room[PATH_MAX];
-	AT_ONCE(OPEN, "open", written_path(AT_FDCWD, path, flags, room), NULL, real(path, flags, mode));
+	OPENS(AT_FDCWD, path, flags, real(path, flags, mode));
 }
 
 int openat(int at, const char *path, int flags, ...) {
 	REAL(openat);
 	MODE;
-	char room[PATH_MAX];
-	AT_ONCE(OPEN, "open", written_path(at, path, flags, room), NULL, real(at, path, flags, mode));
+	OPENS(at, path, flags, real(at, path, flags, mode));
 }
 
 int openat64(int at, const char *path, int flags, ...) {
 	REAL(openat64);
 	MODE;
-	char room[PATH_MAX];
-	AT_ONCE(OPEN, "open", written_path(at, path, flags, room), NULL, real(at, path, flags, mode));
+	OPENS(at, path, flags, real(at, path, flags, mode));
 }
 
 /* What a fortified build calls in place of those four where no mode is given. */
@@ -470,7 +520,8 @@ int creat64(const char *path, mode_t mode) { return open64(path, O_CREAT | O_WRO
 	do { \
 		char room[PATH_MAX]; \
 		const char *seen = strpbrk(how, "wa+") ? watched_path(AT_FDCWD, path, room) : NULL; \
-		int action = seen ? begin(OPEN, "open", 0, seen, NULL) : COUNT; \
+		int flags = strchr(how, 'w') ? O_TRUNC : 0; \
+		int action = seen ? begin(OPEN, "open", bytes_left(seen, flags), seen, NULL) : COUNT; \
 		if (action == FAIL) { \
 			errno = plan_error; \
 			return NULL; \

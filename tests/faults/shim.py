@@ -14,6 +14,8 @@ from typing import Any
 
 SOURCE = Path(__file__).with_name("shim.c")
 FOREVER = 2**64 - 1
+ABOVE = ".."
+"""The path of an event that syncs the folder in which the watched one has its name."""
 
 
 class Kind(IntFlag):
@@ -90,7 +92,15 @@ class Fault:
 
 @dataclass(frozen=True)
 class Event:
-    """One call that changed something below the watched folder."""
+    """One call that changed something below the watched folder.
+
+    Attributes:
+        number: From 1 on.
+        kind: What it does.
+        bytes: How many it writes; how many a file that is opened has and keeps.
+        path: What is changed, below the folder; `ABOVE` where the folder's own name is synced.
+        target: Its new name.
+    """
 
     number: int
     kind: Kind
@@ -137,12 +147,18 @@ class Shim:
         self._watch.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
         self._plan = library.faults_plan
         self._plan.argtypes = [ctypes.c_int, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int, ctypes.c_int]
+        self._keep = library.faults_keep
+        self._keep.argtypes = [ctypes.c_char_p]
         self._clock = library.faults_clock
         self._clock.argtypes = [ctypes.c_uint64, ctypes.c_int64]
 
-    def arm(self, folder: Path, log: Path, fault: Fault) -> None:
-        """Counts what this process does below `folder` from now on, and does what `fault` says."""
+    def arm(self, folder: Path, log: Path, fault: Fault, removed: Path | None = None) -> None:
+        """Counts what this process does below `folder` from now on, and does what `fault` says.
+
+        A file that loses a name gets one in `removed`: the number of the event.
+        """
         last = fault.first if fault.last == -1 else fault.last
         self._plan(fault.action, fault.first, last, fault.error, int(fault.kinds))
         self._clock(fault.clock_event, fault.clock_seconds)
+        self._keep(str(removed or "").encode())
         self._watch(str(folder).encode(), str(log).encode())

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.bench import Bench
-from tests.faults.shim import Action, Event, Fault, Kind, read_log
+from tests.faults.power import Names, lose_what_was_not_synced
+from tests.faults.shim import ABOVE, Action, Event, Fault, Kind, read_log
 
 SHORT_WRITER = """
 import os, sys
@@ -63,6 +64,79 @@ os.link("b", "l")
 shutil.rmtree(folder / "sub")
 os.path.exists("/end")
 """
+NAMER = """
+import os, sys
+from pathlib import Path
+from tests.faults.shim import Fault, Shim
+
+above, log = map(Path, sys.argv[1:3])
+run = above / "run"
+Shim().arm(run, log, Fault(), log.with_suffix(".removed"))
+
+def sync(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+def write(path, *, synced="", lost="", how="w"):
+    with path.open(how) as file:
+        file.write(synced)
+        file.flush()
+        if synced:
+            os.fsync(file.fileno())
+        file.write(lost)
+
+run.mkdir(exist_ok=True)
+run.mkdir(exist_ok=True)
+sync(above)
+(run / "sub" / "deep").mkdir(parents=True)
+for name in ("removed", "replaced", "new", "moved", "grown", "ledger"):
+    write(run / name, synced=name)
+write(run / "cut", lost="cut")
+(run / "gone").mkdir()
+sync(run)
+(run / "removed").unlink()
+(run / "removed").unlink(missing_ok=True)
+(run / "gone").rmdir()
+(run / "new").replace(run / "replaced")
+(run / "moved").rename(run / "sub" / "moved")
+write(run / "grown", lost=" more", how="a")
+write(run / "ledger", lost=" of rows", how="a")
+write(run / "made", synced="ma", lost="de")
+write(run / "sub" / "deep" / "synced", lost="file")
+sync(run / "sub" / "deep" / "synced")
+sync(run / "sub" / "deep")
+(run / "late").mkdir()
+write(run / "late" / "synced", synced="file")
+sync(run / "late")
+"""
+LEFT = {
+    Names.LOST: {
+        "cut": "",
+        "gone": None,
+        "grown": "grown",
+        "ledger": "ledger of rows",
+        "moved": "moved",
+        "new": "new",
+        "removed": "removed",
+        "replaced": "replaced",
+        "sub": None,
+    },
+    Names.KEPT: {
+        "cut": "",
+        "grown": "grown",
+        "late": None,
+        "late/synced": "file",
+        "ledger": "ledger of rows",
+        "made": "ma",
+        "replaced": "new",
+        "sub": None,
+        "sub/deep": None,
+        "sub/deep/synced": "file",
+        "sub/moved": "moved",
+    },
+}
+"""What a loss of power leaves of that: the content of each file, None for a folder."""
 CALLS = {
     "write": Kind.WRITE,
     "pwrite64": Kind.WRITE,
@@ -149,6 +223,26 @@ def test_a_halved_write_is_followed_by_the_rest(bench: Bench) -> None:
         ended = bench.attempt(folder, Fault(Action.HALVE, 1, 2**63))
         assert len(ended.events) > 1.2 * bench.events
         bench.check_end(folder, "writes that are taken by halves")
+
+
+@pytest.mark.parametrize("names", Names)
+def test_a_power_cut_leaves_what_was_synced(library: Path, tmp_path: Path, names: Names) -> None:
+    removed, run = tmp_path / "files.removed", tmp_path / "files" / "run"
+    removed.mkdir()
+    code, events = write_files(library, tmp_path / "files", program=NAMER)
+    assert code == 0
+    lose_what_was_not_synced(run, events, removed, names)
+    left = {str(path.relative_to(run)): path.read_text() if path.is_file() else None for path in run.rglob("*")}
+    assert left == LEFT[names]
+
+
+def test_a_power_cut_takes_a_folder_whose_own_name_was_not_synced(library: Path, tmp_path: Path) -> None:
+    removed, run = tmp_path / "files.removed", tmp_path / "files" / "run"
+    removed.mkdir()
+    _, events = write_files(library, tmp_path / "files", program=NAMER)
+    (of_name,) = (event for event in events if event.path == ABOVE)
+    lose_what_was_not_synced(run, [event for event in events if event != of_name], removed, Names.LOST)
+    assert list(run.parent.iterdir()) == []
 
 
 def _named(event: Event) -> tuple[Kind, str]:

@@ -6,12 +6,13 @@ import random
 import time
 from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from tests.faults.bench import Attempt, Bench, Failures
-from tests.faults.shim import Action, Event, Fault, Kind
+from tests.faults.ending import steps_made
+from tests.faults.power import Names, lose_what_was_not_synced
+from tests.faults.shim import Action, Fault, Kind
 
 PARTS = 12
 MOMENTS = 200
@@ -76,50 +77,44 @@ def test_killed_at_random_moments_a_run_ends_the_same(bench: Bench, part: int) -
     kill_at_moments(bench, range(part, MOMENTS, PARTS)).check()
 
 
-def lose_what_was_not_synced(folder: Path, events: list[Event]) -> None:
-    """Cuts off each file what was written to it after its last sync, as a machine that loses power may."""
-    safe: dict[str, int] = {}
-    size: dict[str, int] = {}
-    for event in events:
-        match event.kind:
-            case Kind.OPEN:
-                size[event.path] = safe[event.path] = 0
-            case Kind.WRITE:
-                size[event.path] = size.get(event.path, 0) + event.bytes
-            case Kind.SYNC:
-                safe[event.path] = size.get(event.path, 0)
-            case Kind.RENAME if event.target is not None:
-                for sizes in (safe, size):
-                    below = [path for path in sizes if path == event.path or path.startswith(f"{event.path}/")]
-                    for path in below:
-                        sizes[event.target + path.removeprefix(event.path)] = sizes.pop(path)
-    for name in size:
-        place = folder / name
-        # SQLite writes its files at offsets, and in its log it finds by checksums what is whole.
-        if place.is_file() and size[name] > safe.get(name, 0) and not name.startswith("ledger"):
-            with place.open("r+b") as file:
-                file.truncate(safe.get(name, 0))
-
-
-def cut_power_at(bench: Bench, numbers: Iterable[int]) -> Failures:
-    """Kills a new run, takes away what was not synced, and runs it again."""
+def cut_power_before(bench: Bench, numbers: Iterable[int], names: Names) -> Failures:
+    """Kills a new run before an event, or lets it end; takes away what may not be on disk then, and runs it again."""
     failures = Failures()
     for number in numbers:
-        with bench.folder() as folder, failures.trying(f"power cut before event {number}"):
+        with bench.folder() as folder, failures.trying(f"power cut before event {number}, {names.value}"):
             ended = bench.attempt(folder, Fault(Action.KILL_BEFORE, number))
-            lose_what_was_not_synced(folder, ended.events[:-1])
+            assert ended.code == (0 if number > bench.events else -9), f"ended with {ended.code}: {ended.stderr}"
+            made = steps_made(folder)
+            done = [event for event in ended.events if event.number < number]
+            lose_what_was_not_synced(folder, done, ended.removed, names)
+            lost = made.keys() - steps_made(folder).keys()
+            assert not lost, f"after a power cut: {len(lost)} steps that the ledger had are gone"
             bench.check_end(folder, "a power cut")
     return failures
 
 
-def test_what_was_not_synced_when_power_failed_is_made_again(bench: Bench) -> None:
-    renames = [event.number + 1 for event in bench.reference[1] if event.kind is Kind.RENAME]
-    cut_power_at(bench, renames[5 :: len(renames) // 2]).check()
+def power_cuts(bench: Bench) -> list[int]:
+    """Returns the events before which there is most to lose: a name was just changed, a commit made, or the run ended.
+
+    What a commit tells of must be on disk then, and what it tells of no more is removed after it.
+    """
+    cuts = []
+    for event in bench.reference[1]:
+        is_commit = event.kind is Kind.SYNC and event.path.startswith("ledger")
+        if is_commit or event.kind & (Kind.RENAME | Kind.UNLINK | Kind.MKDIR):
+            cuts.append(event.number + 1)
+    return [*cuts, bench.events + 1]
+
+
+@pytest.mark.parametrize("names", Names)
+def test_what_was_not_synced_when_power_failed_is_made_again(bench: Bench, names: Names) -> None:
+    cuts = power_cuts(bench)
+    cut_power_before(bench, cuts[-1 :: -len(cuts) // 3], names).check()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("part", range(PARTS))
-def test_power_cut_after_every_rename_loses_nothing(bench: Bench, part: int) -> None:
-    renames = [event.number + 1 for event in bench.reference[1] if event.kind is Kind.RENAME]
-    cut_power_at(bench, renames[part::PARTS]).check()
+@pytest.mark.parametrize("names", Names)
+def test_power_cut_where_there_is_most_to_lose_loses_nothing(bench: Bench, names: Names, part: int) -> None:
+    cut_power_before(bench, power_cuts(bench)[part::PARTS], names).check()
