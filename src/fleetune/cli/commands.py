@@ -197,6 +197,8 @@ def write_page(folder: Path, asked: Asked, as_json: bool) -> None:
     from fleetune.report.html import write_report
 
     results = load_results(folder)
+    # Before the look at scores is noted: without a page there is none.
+    RunFolder(folder).refuse_linked_report()
     comparison = asked.comparison(results)
     page = write_report(log_scores(results, "report"), RunFolder(folder).report, comparison=comparison)
     if as_json:
@@ -213,6 +215,8 @@ def write_two_runs(one: Path, other: Path, out: Path | None, as_json: bool) -> N
     from fleetune.report.side_by_side import write_side_by_side
     from fleetune.report.words import key
 
+    if out is None:
+        RunFolder(one).refuse_linked_report()
     runs = log_scores(load_results(one), "report"), log_scores(load_results(other), "report")
     page = write_side_by_side(*runs, out or RunFolder(one).report / f"compare-{key(other.resolve().name)}.html")
     if as_json:
