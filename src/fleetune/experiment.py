@@ -170,6 +170,7 @@ def run_recipe(
         page = None
         if any(trial.status == "done" for trial in results.trials):
             watch(Said("writing the report"))
+            RunFolder(folder).refuse_linked_report()
             page = write_report(results, RunFolder(folder).report)
         return ExperimentResult(compare(results.trials, cost=results.cost), summary, folder, page)
 

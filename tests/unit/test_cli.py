@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -237,3 +239,22 @@ def test_init_writes_a_recipe_beside_any_folder(
     write_texts("others.csv")
     assert run_command_line(["init"]) == 2
     assert "2 data files" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no such names")
+def test_a_file_name_adds_nothing_to_a_recipe_and_no_line_to_what_is_printed(
+    capsys: Captured, tmp_path: Path, write_texts: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    data = write_texts("a\".csv\n[training]\nseeds = [666]\n# \u2028'x.csv")
+    out = Path("r\n[backbone]\nmodel = 'theirs'\n.toml")
+    assert run_command_line(["init", data.name, "--out", str(out), "--model", "x/y"]) == 0
+    recipe = out.read_text("utf-8")
+    document = tomllib.loads(recipe)
+    assert (document["data"]["path"], document["backbone"]["model"]) == (data.name, "x/y")
+    assert document["training"]["seeds"] == 3 and "\u2028" not in recipe.split("[data]")[0]
+    printed = capsys.readouterr().out
+    assert not [line for line in printed.splitlines() if line.startswith(("[training]", "[backbone]", "seeds"))]
+    (tmp_path / "other.csv").write_text("")
+    assert run_command_line(["init", "--out", "other.toml"]) == 2
+    assert "2 data files" in (said := capsys.readouterr().err) and said.count("\n") == 2

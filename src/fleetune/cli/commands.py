@@ -37,7 +37,7 @@ def init_recipe(
     """Looks at a data file and writes a recipe."""
     from fleetune.data.sniff import look
     from fleetune.data.writing import write_text
-    from fleetune.lab.init import default_model, only_data_file, render_recipe
+    from fleetune.lab.init import default_model, in_a_line, only_data_file, render_recipe
 
     if out.exists() and not force:
         raise UserError(f"{out} exists already.\nType --force to overwrite it, or --out for another place")
@@ -57,13 +57,16 @@ def init_recipe(
             }
         )
         return
-    print_line(f"{seen.path}: {count(seen.rows)} records, {seen.format}{_read_as(seen.encoding, seen.delimiter)}")
+    # A name with a line break would print lines of its own.
+    read_as = f"{seen.format}{_read_as(seen.encoding, seen.delimiter)}"
+    print_line(f"{in_a_line(str(seen.path))}: {count(seen.rows)} records, {read_as}")
     print_line(f"text: {_listed(seen.text)}    label: {_listed(seen.label)}")
     if seen.audit:
         print_line(f"{len(seen.audit.labels)} labels: {', '.join(seen.audit.labels[:12])}")
     for problem in seen.problems:
         print_line(f"- {problem}")
-    print_line(f"wrote {out}\nNext: fleetune check {shlex.quote(str(out))}, then fleetune run {shlex.quote(str(out))}")
+    typed = in_a_line(shlex.quote(str(out)))
+    print_line(f"wrote {in_a_line(str(out))}\nNext: fleetune check {typed}, then fleetune run {typed}")
 
 
 def check_recipe(recipe: Recipe, path: Path, as_json: bool) -> None:
@@ -197,6 +200,8 @@ def write_page(folder: Path, asked: Asked, as_json: bool) -> None:
     from fleetune.report.html import write_report
 
     results = load_results(folder)
+    # Before the look at scores is noted: without a page there is none.
+    RunFolder(folder).refuse_linked_report()
     comparison = asked.comparison(results)
     page = write_report(log_scores(results, "report"), RunFolder(folder).report, comparison=comparison)
     if as_json:
@@ -213,6 +218,8 @@ def write_two_runs(one: Path, other: Path, out: Path | None, as_json: bool) -> N
     from fleetune.report.side_by_side import write_side_by_side
     from fleetune.report.words import key
 
+    if out is None:
+        RunFolder(one).refuse_linked_report()
     runs = log_scores(load_results(one), "report"), log_scores(load_results(other), "report")
     page = write_side_by_side(*runs, out or RunFolder(one).report / f"compare-{key(other.resolve().name)}.html")
     if as_json:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,17 +20,24 @@ if TYPE_CHECKING:
 CRLF = "\r\n"
 PARTIAL = ".partial"
 ROWS_IN_GROUP = 1 << 16
-_FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r", "\n", "|", "%", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_FORMULA = r"=+\-@|%\uff1d\uff0b\uff0d\uff20"
 """A spreadsheet takes text that begins so for a formula, or for a command; the last are the full-width signs."""
+_BEFORE_FORMULA = re.compile(
+    # An apostrophe that is there gets another: whoever takes one away has the text again.
+    rf"^(?=[ \u00a0\ufeff']*[\t\r\n{_FORMULA}])|(?<=[;\t\r\n])(?=[ \u00a0\ufeff'\"]*[{_FORMULA}])"
+)
+"""Where a cell begins like a formula: the file's, or one of a spreadsheet that splits lines at semicolons or tabs."""
 
 
 def harmless(cell: str) -> str:
-    """Returns a cell of a CSV file, with an apostrophe before it where a spreadsheet would take it for a formula.
+    """Returns a cell of a CSV file, with an apostrophe before what a spreadsheet would take for a formula.
+
+    That is at its beginning, and after semicolons, tabs and line breaks in it: where a spreadsheet splits at semicolons
+    or tabs, quotes begin no cell there, and what follows does.
 
     A NUL byte, at which some readers end a cell, is shown as an escape.
     """
-    cell = cell.replace("\0", "\\0")
-    return f"'{cell}" if cell.lstrip(" \u00a0\ufeff").startswith(_FORMULA_SIGNS) else cell
+    return _BEFORE_FORMULA.sub("'", cell.replace("\0", "\\0"))
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:

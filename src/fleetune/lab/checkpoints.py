@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sqlite3
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -12,9 +13,13 @@ from pathlib import Path
 
 from fleetune.engine.checkpoint import SavedFile, quarantine, sweep
 from fleetune.engine.generation import KEPT, Generation, TrialCut
+from fleetune.lab.disk import LEDGER, damaged
+from fleetune.lab.folder import TRIAL_ID
 from fleetune.lab.ledger import Ledger
 
 Say = Callable[[str], None]
+_FILE = re.compile(rf"(?P<trial>{TRIAL_ID.pattern})/(?:last|best)/[A-Za-z0-9_][A-Za-z0-9._-]{{0,127}}")
+"""A file of a checkpoint below the folder of all trials."""
 
 
 class FleetCheckpoints:
@@ -67,7 +72,7 @@ class FleetCheckpoints:
     def _read(self, row: sqlite3.Row) -> Generation:
         files: dict[str, dict[str, SavedFile]] = {}
         for one in self._ledger.rows("SELECT * FROM checkpoints WHERE generation = ?", row["id"]):
-            path = Path(one["path"]).relative_to(self.root.name).as_posix()
+            path = self._checked(one["path"], one["trial"]).removeprefix(f"{self.root.name}/")
             files.setdefault(one["trial"], {})[one["kind"]] = SavedFile(path, one["bytes"], one["sha256"])
         cuts = [
             TrialCut(trial, facts, files[trial]["last"], files[trial].get("best"))
@@ -93,17 +98,32 @@ class FleetCheckpoints:
         """Makes a generation valid whose files are on disk, and removes those that only outdated ones need."""
         with self._ledger.transaction() as db:
             add_generation(db, self._ledger.attempt, self._fleet, self.root.name, generation)
-            before = _paths(db, self._fleet)
+            before = self._paths(db)
             db.execute(
                 "DELETE FROM generations WHERE fleet = ? AND id NOT IN "
                 "(SELECT id FROM generations WHERE fleet = ? ORDER BY id DESC LIMIT ?)",
                 (self._fleet, self._fleet, KEPT),
             )
-            outdated = before - _paths(db, self._fleet)
+            outdated = before - self._paths(db)
         self._latest, self._is_known = generation, True
         for path in outdated:
             # Their names are this process's own, or of attempts before it.
             (self.root.parent / path).unlink(missing_ok=True)
+
+    def _paths(self, db: sqlite3.Connection) -> set[str]:
+        query = "SELECT path, trial FROM checkpoints JOIN generations ON generation = id WHERE fleet = ?"
+        return {self._checked(row["path"], row["trial"]) for row in db.execute(query, (self._fleet,))}
+
+    def _checked(self, path: str, trial: str) -> str:
+        """Returns the path, below the run's folder, of a file of a checkpoint of the trial.
+
+        Raises:
+            StorageError: If it is none: files elsewhere would be moved or removed.
+        """
+        found = _FILE.fullmatch(path.removeprefix(f"{self.root.name}/"))
+        if not path.startswith(f"{self.root.name}/") or found is None or found["trial"] != trial:
+            raise damaged(self.root.parent / LEDGER, f"a checkpoint's file is {path[:80]!r}")
+        return path
 
     def end(self) -> None:
         """Closes the fleet and lets go of its generations: no trial of it is under way."""
@@ -128,6 +148,8 @@ def remove_leftovers(ledger: Ledger, root: Path, trials: Iterable[str]) -> None:
         prefix = f"{root.name}/"
         kept = {row["path"].removeprefix(prefix) for row in listed if row["path"].startswith(prefix)}
         for trial in trials:
+            if not TRIAL_ID.fullmatch(str(trial)):
+                raise damaged(root.parent / LEDGER, f"{str(trial)[:80]!r} is no trial's id")
             sweep(root, trial, kept)
 
 
@@ -159,8 +181,3 @@ def close_fleet(db: sqlite3.Connection, fleet: int) -> None:
 def _digest(trials: str, packing: str) -> str:
     """Returns a SHA-256 of where trials stood: a wrong number there would go on as if it were right."""
     return hashlib.sha256(f"{trials}\n{packing}".encode()).hexdigest()
-
-
-def _paths(db: sqlite3.Connection, fleet: int) -> set[str]:
-    query = "SELECT path FROM checkpoints JOIN generations ON generation = id WHERE fleet = ?"
-    return {row["path"] for row in db.execute(query, (fleet,))}

@@ -10,9 +10,9 @@ from contextlib import closing
 from pathlib import Path
 
 from fleetune.errors import StorageError, UserError
-from fleetune.lab.disk import LEDGER, primary_code, storage_error
+from fleetune.lab.disk import LEDGER, damaged, primary_code, storage_error
 from fleetune.lab.filesystem import network_type
-from fleetune.lab.schema import JSON
+from fleetune.lab.schema import JSON, check_version, table_names
 
 BUSY_SECONDS = 30.0
 """Nobody but a program outside Fleetune holds a ledger longer."""
@@ -25,10 +25,11 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
 
     Raises:
         UserError: If the file is no database.
-        StorageError: If it is damaged, or cannot be written safely.
+        StorageError: If it is damaged, has views, triggers or other tables, or cannot be written safely.
     """
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
     try:
+        refuse_foreign_objects(connection, path)
         connection.row_factory = sqlite3.Row
         # A file system that has no memory for processes to share leaves the mode as it was, and says so only here.
         if (mode := connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]) != "wal":
@@ -62,6 +63,31 @@ def look_through(connection: sqlite3.Connection, path: Path) -> None:
         raise _unreadable(path, error)
 
 
+def refuse_foreign_objects(connection: sqlite3.Connection, path: Path) -> None:
+    """Does nothing where the ledger has no more than tables that the schema makes, and the indexes of these.
+
+    A view or a column that is computed runs what its author wrote, without an end perhaps, as soon as it is read; a
+    trigger does as soon as rows are written.
+
+    Raises:
+        UserError: If a newer version of Fleetune wrote it.
+        StorageError: If it has others.
+    """
+    check_version(connection)
+    tables = table_names()
+    for kind, name, sql in connection.execute("SELECT type, CAST(name AS TEXT), sql FROM sqlite_master"):
+        # What SQLite makes of a row follows from its SQL; its type and name are claims of whoever wrote the file.
+        is_own = (sql is None and kind == "index") or (
+            kind == "table"
+            and (name in tables or name.startswith("sqlite_"))
+            and str(sql).upper().startswith("CREATE TABLE ")
+        )
+        if not is_own:
+            raise damaged(path, f"it has a {str(kind)[:20]!r} {name[:40]!r}, which no run has")
+        if connection.execute("SELECT 1 FROM pragma_table_xinfo(?) WHERE hidden > 1", (name,)).fetchone():
+            raise damaged(path, f"a column of its table {name[:40]!r} is computed")
+
+
 def _unreadable_json(connection: sqlite3.Connection) -> str | None:
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     for table, query in JSON.items():
@@ -79,10 +105,15 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
 
     Raises:
         UserError: If the file is no database.
-        StorageError: If it cannot be read.
+        StorageError: If it cannot be read, or has views, triggers or other tables.
     """
     try:
         connection = _open_where_it_lies(path)
+        try:
+            refuse_foreign_objects(connection, path)
+        except BaseException:
+            connection.close()
+            raise
     except sqlite3.DatabaseError as error:
         raise _unreadable(path, error) from None
     connection.row_factory = sqlite3.Row

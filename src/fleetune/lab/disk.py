@@ -70,6 +70,11 @@ def storage_error(error: BaseException, folder: Path | None) -> StorageError | N
     return None if words is None else _worded(words, path or folder or "what was written", error)
 
 
+def damaged(ledger: Path, said: str) -> StorageError:
+    """Returns the error of two lines for a ledger that is not what was written."""
+    return _worded(_OF_SQLITE[sqlite3.SQLITE_CORRUPT], ledger, ValueError(said))
+
+
 def _of_file(number: int, path: Path, folder: Path) -> tuple[str, str] | None:
     """Returns the words for what the system refuses in the run's folder; None for a file elsewhere."""
     if not _is_inside(path, folder):

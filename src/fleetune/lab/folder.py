@@ -7,7 +7,11 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from fleetune.data.links import refuse_links
+from fleetune.data.writing import PARTIAL
 from fleetune.errors import RecipeError
+
+TRIAL_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,24 @@ class RunFolder:
             raise RecipeError(
                 f"{self.path} holds no run, but other files, such as {foreign[0]}.\nGive an empty folder: --out DIR"
             )
+
+    def refuse_links(self) -> None:
+        """Does nothing if nothing that a run writes or deletes is a link, which could lead out of the folder.
+
+        Raises:
+            RunError: If something is.
+        """
+        left = [path.name for path in self.path.glob(f"*{PARTIAL}")]
+        ledger = [f"{self.ledger.name}{end}" for end in ("", "-wal", "-shm", "-journal")]
+        refuse_links(self.path, "trials", "data", "report", "tensorboard", "ledger.lock", *ledger, *left)
+
+    def refuse_linked_report(self) -> None:
+        """Does nothing if the folder of the report and what is in it are no links.
+
+        Raises:
+            RunError: If one is.
+        """
+        refuse_links(self.path, self.report.name)
 
     @property
     def recipe(self) -> Path:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ HUB_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 EMBEDDED_MODEL = "embedded:minilm"
 SMALL = 500
 MEDIUM = 1000
+_BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def only_data_file(folder: Path) -> Path:
@@ -28,7 +30,11 @@ def only_data_file(folder: Path) -> Path:
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in DATA_SUFFIXES and path.is_file())
     if len(found) == 1:
         return found[0]
-    got = "no data file" if not found else f"{len(found)} data files ({', '.join(path.name for path in found[:5])})"
+    got = (
+        "no data file"
+        if not found
+        else f"{len(found)} data files ({', '.join(in_a_line(path.name) for path in found[:5])})"
+    )
     raise DataError(f"{got} in this folder.\nType: fleetune init FILE, with a {', '.join(DATA_SUFFIXES)} file")
 
 
@@ -47,22 +53,24 @@ def render_recipe(look: Look, recipe: Path, model: str) -> str:
     """
     settings = dict(look.settings)
     settings["path"] = _path_from(recipe.parent, look.path)
+    typed = in_a_line(shlex.quote(str(recipe)))
     count = look.audit.accepted if look.audit is not None else look.rows
     labels = look.audit.labels if look.audit is not None else []
     lines = [
-        f"# A recipe for {look.path.name}: {look.rows:,} records.",
-        f"# Look first:  fleetune check {recipe}",
-        f"# Then train:  fleetune run {recipe}",
-        *(f"# Seen in the file: {_one_line(problem)}" for problem in look.problems),
+        # What names and files hold ends no comment: behind its end would be a recipe of theirs.
+        f"# A recipe for {in_a_line(look.path.name)}: {look.rows:,} records.",
+        f"# Look first:  fleetune check {typed}",
+        f"# Then train:  fleetune run {typed}",
+        *(f"# Seen in the file: {in_a_line(problem)}" for problem in look.problems),
         "",
         "[data]",
     ]
     for key, value in settings.items():
-        comment = f"  # {_one_line(look.reasons[key])}" if key in look.reasons else ""
+        comment = f"  # {in_a_line(look.reasons[key])}" if key in look.reasons else ""
         lines.append(f"{key} = {_toml(value)}{comment}")
     if labels:
         shown = ", ".join(labels[:12]) + (", …" if len(labels) > 12 else "")
-        lines.append(f"# {len(labels)} labels: {_one_line(shown)}")
+        lines.append(f"# {len(labels)} labels: {in_a_line(shown)}")
     lines += [*_split_lines(count), "", *_backbone_lines(model), "", *_training_lines(count), "", *_method_lines()]
     return "\n".join(lines) + "\n"
 
@@ -129,8 +137,9 @@ def _path_from(folder: Path, path: Path) -> str:
         return absolute.as_posix()
 
 
-def _one_line(text: str) -> str:
-    return " ".join(re.sub(r"[\x00-\x1f\x7f]", " ", text).split())
+def in_a_line(text: str) -> str:
+    """Returns `text` in one line, without control characters."""
+    return " ".join(_BREAKS.sub(" ", text).split())
 
 
 def _toml(value: Any) -> str:

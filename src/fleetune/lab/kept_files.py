@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fleetune.data.links import refuse_links
 from fleetune.data.writing import PARTIAL, make_folder, sha256_of
 from fleetune.engine.checkpoint import QUARANTINE
 from fleetune.errors import RunError
@@ -62,7 +63,12 @@ def begin_damaged_anew(ledger: Ledger, division: Division, watch: Watch) -> None
 
 
 def remove_partials(ledger: Ledger, data: Path) -> None:
-    """Removes what processes that were killed left half written in the folders of the data."""
+    """Removes what processes that were killed left half written in the folders of the data.
+
+    Raises:
+        RunError: If a link is among them: what it leads to is not the run's.
+    """
+    refuse_links(ledger.folder, data.name)
     left = [path for path in data.rglob("*") if path.name.endswith(PARTIAL)]
     with ledger.transaction():
         for path in left:

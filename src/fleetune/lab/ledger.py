@@ -22,7 +22,7 @@ from fleetune.lab.database import look_through, open_for_reading, open_for_writi
 from fleetune.lab.disk import LEDGER, naming_faults
 from fleetune.lab.schema import check_version, migrate
 from fleetune.lab.seal import SEAL, check_seal, set_seal
-from fleetune.redaction import redacted
+from fleetune.redaction import redacted, redacted_facts
 
 if TYPE_CHECKING:
     from fleetune.engine.events import Evaluated, Finished, Stepped
@@ -127,7 +127,7 @@ class Ledger:
         with self.transaction():
             cursor = self._db.execute(
                 "INSERT INTO attempts (started, process, environment) VALUES (?, ?, ?)",
-                (_now(), process, redacted(_json(environment))),
+                (_now(), process, _json(redacted_facts(json.loads(_json(environment))))),
             )
             self._db.execute("UPDATE trials SET status = 'pending' WHERE status = 'running'")
             self._db.execute("DELETE FROM meta WHERE key = ?", (SEAL,))

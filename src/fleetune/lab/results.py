@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from fleetune.compare.held_out import HeldOutTexts, TestUse
 from fleetune.compare.result import TrialResult, TrialStatus
 from fleetune.errors import RunError, UserError
 from fleetune.lab.disk import storage_error
-from fleetune.lab.folder import RunFolder
+from fleetune.lab.folder import TRIAL_ID, RunFolder
 from fleetune.lab.held_out import KeptTexts
 from fleetune.lab.kept_files import refuse_damaged
 from fleetune.lab.ledger import LedgerReader, Row, value_of
@@ -25,7 +24,6 @@ from fleetune.lab.lock import is_locked
 from fleetune.lab.predictions import KeptPredictions
 from fleetune.lab.test_uses import read_test_uses
 
-TRIAL_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 DAMAGE = (sqlite3.Error, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, OSError)
 """What reading a ledger of nonsense raises."""
 

@@ -86,6 +86,7 @@ def run(
     with naming_faults(folder), StopRequest(place) as stop:
         refuse_network(folder)
         place.refuse_foreign()
+        place.refuse_links()
         return _run_until_stopped(
             recipe, place, Tracking(recipe.track, watch, draw), watch, executor or LocalExecutor(), command, stop
         )

@@ -7,8 +7,7 @@ import json
 import sqlite3
 from pathlib import Path
 
-from fleetune.errors import StorageError
-from fleetune.lab.disk import LEDGER
+from fleetune.lab.disk import LEDGER, damaged
 
 SEAL = "seal"
 _QUERIES = (
@@ -55,8 +54,5 @@ def check_seal(connection: sqlite3.Connection, folder: Path) -> bool:
     finally:
         connection.rollback()
     if broken:
-        raise StorageError(
-            f"{folder / LEDGER} is damaged (its rows are not those that were written).\n"
-            "What trials saved (best/, predictions.parquet) is beside it: keep the folder, and run with another --out"
-        )
+        raise damaged(folder / LEDGER, "its rows are not those that were written")
     return row is not None

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from fleetune.compare.held_out import TestUse
 from fleetune.compare.summary import scored_split
+from fleetune.errors import FleetuneError
+from fleetune.lab.database import refuse_foreign_objects
 from fleetune.lab.filesystem import network_type
 from fleetune.lab.folder import RunFolder
 from fleetune.lab.ledger import LedgerReader
@@ -32,15 +34,17 @@ def log_test_use(folder: Path, command: str, metric: str, configurations: int) -
         metric: Name of the metric.
         configurations: How many configurations are scored.
     """
-    if network_type(folder) is not None:
+    # Behind a link lies another run's ledger.
+    if network_type(folder) is not None or RunFolder(folder).ledger.is_symlink():
         return False
     row = (datetime.now(UTC).isoformat(timespec="milliseconds"), command, metric, configurations)
     address = f"{RunFolder(folder).ledger.resolve().as_uri()}?mode=rw"
     try:
         with closing(sqlite3.connect(address, uri=True, timeout=WAIT_SECONDS)) as db, db:
+            refuse_foreign_objects(db, folder)
             db.execute(TEST_USES)
             db.execute("INSERT INTO test_uses (time, command, metric, configurations) VALUES (?, ?, ?, ?)", row)
-    except (sqlite3.Error, OSError):
+    except (sqlite3.Error, OSError, FleetuneError):
         return False
     return True
 

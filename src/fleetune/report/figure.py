@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,6 +32,9 @@ SIGNIFICANT_DIGITS = 6
 LETTER_PIXELS, SYMBOL_PIXELS, LONGEST_LABEL = 7, 30, 300
 PNG_SCALE = 2.0
 INK = "#1b1f24"
+_NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What no SVG can hold, and vl-convert ends the process at."""
+_CONTROL_PICTURES = 0x2400
 SVG_WIDTH = {"wide": 720, "panel": 300}
 
 # currentColor takes the page's text colour where the drawing stands in a page, and black in a file of its own.
@@ -106,7 +110,8 @@ class Figure:
         spec |= {"width": width, "config": CONFIG, "description": self.alternative}
         spec["autosize"] = {"type": "fit-x" if width == "container" else "pad", "contains": "padding"}
         spec["datasets"] = {name: _rounded(rows) for name, rows in spec.get("datasets", {}).items()}
-        return spec
+        drawable: dict[str, Any] = _drawable(spec)
+        return drawable
 
     def svg(self) -> str:
         """Returns the picture as an SVG document."""
@@ -165,6 +170,21 @@ def legend_of(names: Sequence[str], orient: Literal["top", "bottom"] = "top") ->
         symbolOpacity=1,
         symbolType="circle",
     )
+
+
+def _drawable(value: Any) -> Any:
+    """Returns a specification with signs in it that XML lacks shown: labels and names come from data."""
+    if isinstance(value, dict):
+        return {_drawable(key): _drawable(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_drawable(one) for one in value]
+    return _NOT_IN_XML.sub(_shown, value) if isinstance(value, str) else value
+
+
+def _shown(found: re.Match[str]) -> str:
+    """Returns the picture that Unicode has of a control character, so that labels stay apart; else U+FFFD."""
+    code = ord(found[0])
+    return chr(_CONTROL_PICTURES + code) if code < 0x20 else "\ufffd"
 
 
 def _rounded(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

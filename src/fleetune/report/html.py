@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +14,7 @@ from fleetune.compare.costs import Cost
 from fleetune.compare.held_out import HeldOutTexts, TestUse
 from fleetune.compare.result import TrialResult
 from fleetune.compare.summary import Comparison, compare
+from fleetune.data.links import refuse_links
 from fleetune.data.writing import write_bytes, write_json, write_text
 from fleetune.report import words
 from fleetune.report.figure import Figure, png_of
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 MAX_TABLE_ROWS = 600
 TEMPLATES = "templates"
 SNIPPET = "window.vegaEmbed = vegaEmbed;"
+_FIGURE = re.compile(r'data-spec="spec-([a-z0-9-]+)"')
 
 
 class Run(Protocol):
@@ -79,14 +82,18 @@ def write_report(run: Run, out: Path, figures: bool = True, comparison: Comparis
         out: Folder of the report; it is made if absent.
         figures: Whether the SVG and PNG files are written; the page has its figures either way.
         comparison: What is said of its trials; made of them where None.
+
+    Raises:
+        RunError: If something in `out` is a link, by which files elsewhere would be overwritten.
     """
+    refuse_links(out, "index.html", "comparison.json", "figures")
     comparison = comparison or compare(run.trials, cost=run.cost)
     page = build_page(run, comparison)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "comparison.json", comparison.to_json())
-    if figures:
-        _write_figures(page.figures, out / "figures")
     index = out / "index.html"
+    if figures:
+        _write_figures(page.figures, out / "figures", _figures_of(index))
     write_text(index, rendered("report.html.j2", page))
     return index
 
@@ -124,12 +131,19 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def _write_figures(figures: Sequence[Figure], folder: Path) -> None:
+def _figures_of(index: Path) -> set[str]:
+    """Returns the keys of the figures that the page has which is there; its files are the only ones that may go."""
+    try:
+        return set(_FIGURE.findall(index.read_text(encoding="utf-8", errors="replace")))
+    except FileNotFoundError:
+        return set()
+
+
+def _write_figures(figures: Sequence[Figure], folder: Path, before: set[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {f"{figure.key}.{kind}" for figure in figures for kind in ("svg", "png")}
-    for old in [*folder.glob("*.svg"), *folder.glob("*.png")]:
-        if old.name not in kept:
-            old.unlink()
+    for outdated in before - {figure.key for figure in figures}:
+        for kind in ("svg", "png"):
+            (folder / f"{outdated}.{kind}").unlink(missing_ok=True)
     for figure in figures:
         _write_figure(figure, folder)
 
