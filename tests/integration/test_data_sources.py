@@ -133,6 +133,32 @@ def hub(monkeypatch, known, error=None):
     return asked
 
 
+@pytest.mark.parametrize("name", ["pandas/evil", "generator/x/y", "csv", "json/x", "Spark/x", "buckets/a/b"])
+def test_a_packaged_builder_is_no_data_set_of_the_hub(monkeypatch, name):
+    asked = hub(monkeypatch, {("pandas", "evil"), (name, None)})
+    with pytest.raises(DataError, match=r"not for a name of the hub\.\nDownload it"):
+        prepare(DataConfig(hf=name, revision="refs/convert/parquet", text="sentence"))
+    assert not asked
+
+
+@pytest.mark.parametrize("name", ["user", "user/set", "user/set/part"])
+def test_a_folder_here_is_never_read_in_place_of_the_hub(monkeypatch, tmp_path, name):
+    (tmp_path / "user" / "set").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    asked = hub(monkeypatch, {("user/set", None), ("user", None), ("user", "set"), ("user/set", "part")})
+    with pytest.raises(DataError, match="would be read in place of the hub's"):
+        prepare(DataConfig(hf=name, text="sentence"))
+    assert not asked
+
+
+@pytest.mark.parametrize("name", ["/etc/x", "../x", "hf://datasets/x", "a/../b", "", "~/x", "a\0b", "-x/y", "s3://a/b"])
+def test_a_path_is_no_name_of_the_hub(monkeypatch, name):
+    asked = hub(monkeypatch, set())
+    with pytest.raises(DataError, match="no name of a data set of the hub"):
+        prepare(DataConfig(hf=name, text="sentence"))
+    assert not asked
+
+
 @pytest.mark.parametrize(
     ("name", "known", "tries"),
     [

@@ -125,10 +125,75 @@ def test_code_that_runs_what_data_says_is_caught(source):
     assert len(forbidden_code(source)) == 1
 
 
+LONG_POPEN = "x, -1, None, None, None, None, None, True, True"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from pandas import read_pickle",
+        "from pandas.io.pickle import read_pickle as rp",
+        "from pandas.io import pickle",
+        "from transformers import BertModel\nBertModel.from_pretrained(f)",
+        "from transformers import AutoModel\ncls = AutoModel\ncls.from_pretrained(f)",
+        "from transformers import AutoModel as AutoConfig\nAutoConfig.from_pretrained(f)",
+        "from transformers import AutoModel\nread = AutoModel.from_pretrained\nread(f)",
+        "from transformers import AutoModel\ngetattr(AutoModel, 'from_pretrained')(f)",
+        "from transformers import pipeline\npipeline('text-classification', f)",
+        "import transformers as t\nt.pipeline('text-classification')",
+        "import peft\npeft.load_peft_weights(f)",
+        "from peft.utils.save_and_load import load_peft_weights as read",
+        "options['trust_remote_code'] = True",
+        "config.trust_remote_code = True",
+        "a, options['shell'] = 1, True",
+        "options.setdefault('trust_remote_code', True)",
+        "setattr(config, 'trust_remote_code', True)",
+        "def f(x, trust_remote_code=True): ...",
+        "def f(x, *, trust_remote_code: bool = True): ...",
+        "class A:\n    trust_remote_code: bool = True",
+        "run = lambda x, shell=True: x",
+        "import torch\ntorch.hub.load_state_dict_from_url(u)",
+        "import torch\ntorch.package.PackageImporter(f)",
+        "from torch import package",
+        "import torch.package",
+        "import torch\nt = torch\nt.load(x)",
+        "import torch\ndef f(t=torch): t.load(x)",
+        "import torch\n(t := torch).load(x)",
+        "def f():\n    t.load(x)\nimport torch\nt = torch",
+        "import importlib\nt = importlib.import_module('torch')\nt.load(x)",
+        "model.load_state_dict(state, weights_only=False)",
+        "options = {'weights_only': flag}",
+        "from numpy.lib.format import read_array\nread_array(f, True)",
+        "import numpy as np\nnp.lib.format.read_array(f, True)",
+        "import yaml\nyaml.UnsafeLoader(text).get_data()",
+        "from yaml.loader import UnsafeLoader",
+        "import asyncio\nasyncio.create_subprocess_shell(c)",
+        "from asyncio import create_subprocess_shell as run",
+        "import subprocess\nsubprocess.run(['sh', '-c', x])",
+        "import subprocess\nsubprocess.run(('/bin/bash', '-lc', x))",
+        "import os\nos.execlp('sh', 'sh', '-c', x)",
+        f"import subprocess\nsubprocess.Popen({LONG_POPEN})",
+        f"from subprocess import run\nrun({LONG_POPEN})",
+        "from importlib import import_module\nimport_module(name='pickle')",
+        "__import__(name='pickle')",
+    ],
+)
+def test_other_ways_to_the_same_are_caught(source):
+    assert forbidden_code(source)
+
+
 @pytest.mark.parametrize(
     "source",
     [
         "model.eval()",
+        "options['trust_remote_code'] = False",
+        "def f(x, trust_remote_code=False): ...",
+        "model.load_state_dict(state, strict=False)",
+        "torch_load(x, weights_only=True)",
+        "import subprocess\nsubprocess.run(['ls', '-c'])",
+        "import torch\nt = torch\nt.zeros(3)",
+        "from transformers import BertModel\nBertModel.from_pretrained(folder, use_safetensors=True)",
+        "from transformers import AutoConfig\nAutoConfig.from_pretrained(folder)",
         "'pickle and torch.load are forbidden'",
         "from safetensors.torch import load_file\nload_file('x')",
         "import json\njson.load(file)",

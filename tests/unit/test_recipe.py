@@ -34,6 +34,64 @@ def refusal(**tables: Any) -> str:
     return message
 
 
+BASE = """[data]
+path = "x.csv"
+[backbone]
+model = "m"
+[training]
+seeds = 2
+[[method]]
+kind = "lora"
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a = " + "[" * 5_000, "levels deep"),
+        (BASE + "rank = " + "[" * 40 + "]" * 40, "levels deep"),
+        ("a = " + "9" * 5_000, "Exceeds the limit"),
+        (BASE.replace("seeds = 2", "seeds = 0x" + "f" * 20_000), "80,000 bits"),
+        (BASE.replace("seeds = 2", "epochs = 0x" + "f" * 20), "80 bits"),
+        (BASE.replace("seeds = 2", "seeds = 1000000000"), "1,000,000,000 seeds"),
+        (BASE.replace("x.csv", "x\\u0000.csv"), "no name of a file"),
+        (BASE.replace("x.csv", "x" * 300), "no name of a file"),
+        (BASE.replace("x.csv", "~nobody-at-all/x.csv"), "the home of"),
+        ("a." * 50_000 + "a = 1", "more than 16 parts"),
+        ("[" + "a . " * 50_000 + "a]", "more than 16 parts"),
+        ('"\\"".' * 20_000 + "a = 1", "more than 16 parts"),
+        ("x = {" + "a." * 50_000 + "a = 1}", "more than 16 parts"),
+        ("\n".join(f"a{n}.b.c.d.e.f = 1" for n in range(20_000)), "more than 10,000 tables"),
+        ("[[data]]\n" * 20_000, "more than 10,000 tables"),
+        ("[[data]]\npath = 'x'\n" * 2_000, "[[data]] stands 2,000 times"),
+        (BASE + "#" * 2_000_000, "more than 2,000,000 bytes"),
+        (BASE + "[[method]]\nkind = 'lora'\nlearning_rate = [0.1, 0.2]\n" * 600, "grids have more than 1,000"),
+        (BASE.replace("seeds = 2", "seeds = 1000") + f"rank = {list(range(1, 101))}", "it asks for 100,000 trials"),
+        (
+            BASE + "".join(f"{key} = {list(range(1, 101))}\n" for key in ("rank", "epochs", "learning_rate", "max_steps")),
+            "a grid of",
+        ),
+    ],
+)  # fmt: skip
+def test_a_recipe_beyond_measure_is_refused_before_it_is_expanded(tmp_path: Path, text: str, expected: str):
+    (tmp_path / "r.toml").write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tmp_path / "r.toml")
+    assert expected in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["data.x=" + "[" * 5_000, "data.x=" + "9" * 5_000, "a." * 20_000 + "b=1", "data.x={" + "a." * 20_000 + "a=1}",
+     "method." + "9" * 5_000 + ".rank=1"],
+)  # fmt: skip
+def test_an_override_beyond_measure_is_refused(override: str):
+    with pytest.raises(RecipeError) as caught:
+        apply_overrides(copy.deepcopy(MINIMAL), [override])
+    assert len(str(caught.value).splitlines()) <= 2
+
+
 def test_a_list_is_an_axis_and_the_last_one_varies_fastest():
     made = recipe(training={"learning_rate": [1e-4, 5e-4]}, method=[{"kind": "lora", "rank": [8, 16]}])
     points = [(c.method.settings["rank"], c.training.learning_rate) for c in made.methods[0].configurations]

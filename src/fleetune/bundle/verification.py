@@ -117,7 +117,9 @@ def _reload(bundle: Bundle, backbone_folder: Path) -> Any:
             import peft
 
         with quiet():
-            return peft.PeftModel.from_pretrained(model, str(folder), torch_device="cpu").eval()
+            # PEFT takes safetensors because they are there, as load_bundle saw to, and not because of the switch.
+            loaded = peft.PeftModel.from_pretrained(model, str(folder), torch_device="cpu", use_safetensors=True)
+            return loaded.eval()
     from safetensors.torch import load_file
 
     result = model.load_state_dict(load_file(folder / WEIGHTS["parameters"]), strict=False)

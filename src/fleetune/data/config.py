@@ -13,6 +13,7 @@ from fleetune.data.cutting import Cutting
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 LabelName = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value)]
+LONGEST_NAME, LONGEST_PATH = 255, 4_000
 BOUND = re.compile(r"\s*(>=|<=|==|!=|>|<)\s*(.+?)\s*")
 
 
@@ -97,6 +98,20 @@ class DataConfig(Cutting):
     curve: list[float] | None = None
     """Shares of the training texts, such as `[0.1, 0.3, 1.0]`: each configuration is trained on each, to see whether
     more labels would help. All of them are always among the shares."""
+
+    @field_validator("path", "train", "validation", "test")
+    @classmethod
+    def _possible_path(cls, value: Path | None) -> Path | None:
+        if value is None:
+            return None
+        try:
+            value.expanduser()
+        except RuntimeError:
+            raise ValueError(f"nobody here has the home of {str(value)[:80]!r}") from None
+        longest = max((len(part.encode("utf-8", "replace")) for part in value.parts), default=0)
+        if "\0" in str(value) or longest > LONGEST_NAME or len(str(value)) > LONGEST_PATH:
+            raise ValueError(f"{str(value)[:80]!r} can be no name of a file: it has a NUL byte, or is too long")
+        return value
 
     @field_validator("delimiter", "quote", "escape")
     @classmethod

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from fleetune.data.config import BOUND, DataConfig
 from fleetune.data.slices import slice_value
-from fleetune.data.table import Cell, QuarantinedRecord, Table, excerpt
+from fleetune.data.table import Cell, Quarantine, QuarantinedRecord, Table, excerpt
 
 RawLabel = str | tuple[str, ...]
 
@@ -41,7 +41,7 @@ class Examples:
     pairs: list[str] = field(default_factory=list)
     labels: list[RawLabel] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
-    quarantine: list[QuarantinedRecord] = field(default_factory=list)
+    quarantine: Quarantine = field(default_factory=Quarantine)
     filtered: int = 0
     class_names: list[str] | None = None
     slices: dict[str, list[str]] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,12 @@ COMPRESSED = {
 }
 PARQUET_MAGIC = b"PAR1"
 ROWS_AT_ONCE = 10_000
+JSON_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+SHORT_ROW, LONG_ROW = 1_000, 200_000
+"""Characters of a JSONL row: up to the one any value is kept, past the other values are counted before any is made."""
+MOST_VALUES = 20_000
+MOST_LABELS = 10_000
+MOST_COLUMNS = 10_000
 
 
 def read_file(path: Path, source: str, config: DataConfig) -> Table:
@@ -136,10 +143,13 @@ def _read_jsonl(decoded: Decoded, source: str, config: DataConfig) -> Table:
         if isinstance(record, str) or problem:
             table.quarantine.append(QuarantinedRecord(source, number, problem, excerpt(row)))
             continue
-        seen.update(dict.fromkeys(record))
+        if len(seen) < MOST_COLUMNS:
+            seen.update(dict.fromkeys(record))
         table.lines.append(number)
         for name, cells in table.columns.items():
-            cells.append(record.get(name))
+            if name in record:
+                seen[name] = None
+            cells.append(_bounded(record.get(name), len(row)))
     if not table.lines and not table.quarantine:
         raise DataError(f"{source} is empty; expected one JSON object a line.")
     if table.lines:
@@ -149,6 +159,14 @@ def _read_jsonl(decoded: Decoded, source: str, config: DataConfig) -> Table:
 
 def _json_object(row: str) -> dict[str, Any] | str:
     """Returns the object of one line, or what is wrong with it."""
+    if len(row) > LONG_ROW:
+        # The values of such a row would take up to thirty times its size; nothing but texts and labels is wanted.
+        structure = JSON_STRING.sub("", row)
+        if structure.lstrip().startswith("["):
+            return "not a JSON object but a list"
+        if structure.count(",") + structure.count("[") + structure.count("{") > MOST_VALUES:
+            return f"over {MOST_VALUES:,} values in one record"
+        del structure
     try:
         value = json.loads(row)
     except json.JSONDecodeError as error:
@@ -160,6 +178,18 @@ def _json_object(row: str) -> dict[str, Any] | str:
     if not isinstance(value, dict):
         return f"not a JSON object but a {type(value).__name__}"
     return value
+
+
+def _bounded(cell: Cell, characters: int) -> Cell:
+    """Returns a cell of a row with that many characters; of nested values, which no column may hold, the beginning."""
+    if not isinstance(cell, dict | list) or characters <= SHORT_ROW:
+        return cell
+    if isinstance(cell, dict):
+        return {"": repr(cell)[:SHORT_ROW]}
+    if len(cell) <= MOST_LABELS and not any(isinstance(item, dict | list) for item in cell):
+        return cell
+    # The empty entry has it refused as a list of labels, as it would have been.
+    return [repr(cell)[:SHORT_ROW], None]
 
 
 def _long_field(record: dict[str, Any], config: DataConfig) -> str:
@@ -190,7 +220,7 @@ def append_rows(table: Table, columns: dict[str, Sequence[Cell]], config: DataCo
     limit = config.max_field_characters
     names = list(columns)
     for cells in zip(*columns.values(), strict=True):
-        row = len(table.lines) + len(table.quarantine)
+        row = len(table.lines) + table.quarantine.number
         longest = max((len(cell) for cell in cells if isinstance(cell, str)), default=0)
         if longest > limit:
             table.quarantine.append(QuarantinedRecord(table.source, row, _too_long(longest, limit)))

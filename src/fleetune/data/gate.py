@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from fleetune.data.table import QuarantinedRecord
+from fleetune.data.table import Quarantine, reason_kind
 from fleetune.data.writing import csv_text, harmless
 from fleetune.errors import DataError
 
@@ -15,12 +15,12 @@ class TooManyBadRowsError(DataError):
     """More records are bad than `max_bad_rows` accepts.
 
     Attributes:
-        quarantine: All of them.
+        quarantine: All of them; past a number of them, how many more there are.
     """
 
-    def __init__(self, records: int, quarantine: list[QuarantinedRecord], limit: int) -> None:
+    def __init__(self, records: int, quarantine: Quarantine, limit: int) -> None:
         self.quarantine = quarantine
-        number = len(quarantine)
+        number = quarantine.number
         first = "; ".join(map(str, quarantine[:SHOWN])) + ("; …" if number > SHOWN else "")
         super().__init__(
             f"{number:,} of {records:,} records are bad, and max_bad_rows is {limit}: {first}\n"
@@ -28,24 +28,26 @@ class TooManyBadRowsError(DataError):
         )
 
 
-def open_gate(records: int, quarantine: list[QuarantinedRecord], limit: int) -> None:
+def open_gate(records: int, quarantine: Quarantine, limit: int) -> None:
     """Raises TooManyBadRowsError if more than `limit` records are quarantined."""
-    if len(quarantine) > limit:
+    if quarantine.number > limit:
         raise TooManyBadRowsError(records, quarantine, limit)
 
 
-def reasons(quarantine: list[QuarantinedRecord]) -> dict[str, int]:
+def reasons(quarantine: Quarantine) -> dict[str, int]:
     """Returns the number of records by the kind of reason, the commonest first."""
-    kinds = Counter(_kind(record.reason) for record in quarantine)
+    kinds = Counter(reason_kind(record.reason) for record in quarantine)
+    kinds.update(quarantine.unlisted)
     return dict(kinds.most_common())
 
 
-def quarantine_csv(quarantine: list[QuarantinedRecord]) -> str:
-    """Returns the list as CSV. A cell that a spreadsheet would take for a formula begins with an apostrophe."""
+def quarantine_csv(quarantine: Quarantine) -> str:
+    """Returns the list as CSV, its last row the number of those that are not listed one by one.
+
+    A cell that a spreadsheet would take for a formula begins with an apostrophe.
+    """
     rows = [[harmless(one.file), one.line, harmless(one.reason), harmless(one.excerpt)] for one in quarantine]
+    if more := quarantine.unlisted.total():
+        kinds = ", ".join(f"{number:,} {kind}" for kind, number in quarantine.unlisted.most_common(20))
+        rows.append(["", "", f"{more:,} more bad records are not listed: {kinds}", ""])
     return csv_text([["file", "line", "reason", "excerpt"], *rows])
-
-
-def _kind(reason: str) -> str:
-    head = reason.split(":")[0]
-    return "unknown label" if head.startswith("unknown label") else head

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,15 @@ SPLIT_NAMES: dict[SplitName, tuple[str, ...]] = {
 }
 UNLABELLED = -1
 CONVERTED = "refs/convert/"
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+BUILDERS = frozenset({
+    *("arrow", "audiofolder", "buckets", "cache", "conll", "csv", "eval"),
+    *("folder_based_builder", "generator", "hdf5", "imagefolder", "json", "lance"),
+    *("pandas", "parquet", "pdffolder", "spark", "sql", "text"),
+    *("videofolder", "webdataset", "xml"),
+})  # fmt: skip
+"""What `datasets` takes for a way of reading files of this machine, and not for a name of the hub; the installed
+version's own are added."""
 
 
 def is_saved_folder(path: Path) -> bool:
@@ -51,10 +61,12 @@ def read_hub(config: DataConfig) -> dict[SplitName, Table]:
 
     Raises:
         MissingExtraError: If `datasets` is not installed.
-        DataError: If the data set does not exist or cannot be reached.
+        DataError: If the data set does not exist or cannot be reached, or if `datasets` would read something else
+            under its name.
     """
     datasets = _import_datasets()
     name = str(config.hf)
+    _refuse_local(name, BUILDERS | _builders())
     failures = []
     for repository, configuration in _candidates(name):
         try:
@@ -64,6 +76,36 @@ def read_hub(config: DataConfig) -> dict[SplitName, Table]:
             continue
         return _tables(name, loaded, config)
     raise DataError(_hub_message(name, failures)) from None
+
+
+def _refuse_local(name: str, builders: frozenset[str]) -> None:
+    """Raises DataError where `datasets` would take files of this machine, or of another place, under a hub's name."""
+    for repository, _ in _candidates(name):
+        owner = repository.split("/")[0]
+        if not HUB_NAME.fullmatch(repository) or ".." in repository:
+            raise DataError(
+                f"hf = {name[:80]!r} is no name of a data set of the hub.\n"
+                'Type hf = "name", "name/configuration" or "user/name/configuration"; files go with path = "FILE".'
+            )
+        if owner.casefold() in builders:
+            raise DataError(
+                f"hf = {name[:80]!r}: datasets takes {owner!r} for a reader of files, not for a name of the hub.\n"
+                'Download it (hf download NAME --repo-type dataset --local-dir FOLDER) and type path = "FOLDER/FILE".'
+            )
+        if Path(repository).is_dir():
+            raise DataError(
+                f"hf = {name[:80]!r}: the folder {repository} here would be read in place of the hub's data set.\n"
+                f'Rename the folder, start elsewhere, or type path = "{repository}/FILE" if it is what you mean.'
+            )
+
+
+def _builders() -> frozenset[str]:
+    """Returns the names that the installed `datasets` takes for ways of reading files."""
+    try:
+        from datasets import packaged_modules
+    except ImportError:
+        return frozenset()
+    return frozenset(map(str.casefold, getattr(packaged_modules, "_PACKAGED_DATASETS_MODULES", ())))
 
 
 def _loaded(datasets: Any, repository: str, configuration: str | None, revision: str | None) -> Any:

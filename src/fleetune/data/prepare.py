@@ -21,7 +21,7 @@ from fleetune.data.labels import LabelSet, encode_labels, find_labels
 from fleetune.data.slices import check_slices, joined_slices
 from fleetune.data.sources import read_sources
 from fleetune.data.split import Labels, draw, split_texts
-from fleetune.data.table import QuarantinedRecord
+from fleetune.data.table import Quarantine
 from fleetune.data.unlabelled import take_unlabelled, unlabelled_warning, with_unlabelled
 from fleetune.data.writing import make_folder, runs, write_json, write_row_groups, write_text
 from fleetune.errors import DataError
@@ -39,12 +39,12 @@ class Prepared:
     Attributes:
         dataset: Accepted texts in splits.
         audit: What was counted on the way.
-        quarantine: Records that could not be used, in order of file and line.
+        quarantine: Records that could not be used, in order of file and line; past a number of them, how many more.
     """
 
     dataset: Dataset
     audit: Audit
-    quarantine: list[QuarantinedRecord]
+    quarantine: Quarantine
 
     def write(self, folder: Path, audit: Audit | None = None) -> None:
         """Writes `audit.json`, `quarantine.csv` and `splits.parquet` into `folder`, each whole or not at all.
@@ -100,12 +100,14 @@ def prepare(config: DataConfig, base: Path = Path()) -> Prepared:
     labels = find_labels(sources, config)
     encoded = [encode_labels(source, labels) for source in sources]
     read = [*sources, *apart]
-    quarantine = [record for source in read for record in sorted(source.quarantine, key=lambda bad: bad.line)]
+    quarantine = Quarantine()
+    for source in read:
+        quarantine.take(source.quarantine)
     accepted = sum(len(source.texts) for source in sources)
     unscored = sum(len(source.texts) for source in apart)
     filtered = sum(source.filtered for source in read)
-    open_gate(accepted + unscored + len(quarantine), quarantine, config.max_bad_rows)
-    _require_texts(accepted, len(quarantine), filtered, config)
+    open_gate(accepted + unscored + quarantine.number, quarantine, config.max_bad_rows)
+    _require_texts(accepted, quarantine.number, filtered, config)
     everything = _join(config.name, sources, encoded, origins, labels)
     del sources, encoded, read
     _require_classes(everything)
@@ -134,9 +136,9 @@ def prepare(config: DataConfig, base: Path = Path()) -> Prepared:
     audit = Audit(
         name=config.name,
         sources=dataset.sources,
-        records=accepted + unscored + len(quarantine),
+        records=accepted + unscored + quarantine.number,
         accepted=accepted + unscored,
-        quarantined=len(quarantine),
+        quarantined=quarantine.number,
         filtered=filtered,
         sampled_out=sampled_out,
         dropped=dropped,

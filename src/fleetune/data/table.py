@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from fleetune.data.config import DataConfig
@@ -12,10 +13,13 @@ from fleetune.errors import DataError
 
 Cell = str | int | float | bool | bytes | list[object] | dict[str, object] | None
 EXCERPT_CHARACTERS = 200
+MOST_QUARANTINED = 50_000
+"""Of one data set, listed one by one; the others are counted."""
+MOST_KINDS, OTHER_KIND = 1_000, "other reasons"
 SHOWN_COLUMNS, SHOWN_CHARACTERS = 20, 40
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class QuarantinedRecord:
     """A record that cannot be used.
 
@@ -35,6 +39,44 @@ class QuarantinedRecord:
         return f"{self.file}:{self.line}: {self.reason}"
 
 
+class Quarantine(list[QuarantinedRecord]):
+    """Records that cannot be used: the first ones whole, and how many more there are for each kind of reason.
+
+    A file of bad rows of a letter each would otherwise take a hundred times its size in memory.
+    """
+
+    def __init__(self, records: Iterable[QuarantinedRecord] = ()) -> None:
+        super().__init__()
+        self.unlisted: Counter[str] = Counter()
+        for record in records:
+            self.append(record)
+
+    def append(self, record: QuarantinedRecord) -> None:
+        """Adds a record; past `MOST_QUARANTINED` only its kind is counted."""
+        if len(self) < MOST_QUARANTINED:
+            super().append(record)
+            return
+        kind = reason_kind(record.reason)
+        self.unlisted[kind if kind in self.unlisted or len(self.unlisted) < MOST_KINDS else OTHER_KIND] += 1
+
+    def take(self, other: Quarantine) -> None:
+        """Adds the records of another quarantine in order of their lines."""
+        for record in sorted(other, key=lambda bad: bad.line):
+            self.append(record)
+        self.unlisted.update(other.unlisted)
+
+    @property
+    def number(self) -> int:
+        """How many records cannot be used, listed or not."""
+        return len(self) + self.unlisted.total()
+
+
+def reason_kind(reason: str) -> str:
+    """Returns what a reason is counted under: what stands before its details."""
+    head = reason.split(":")[0]
+    return "unknown label" if head.startswith("unknown label") else head
+
+
 @dataclass
 class Table:
     """The named columns of one source.
@@ -52,7 +94,7 @@ class Table:
     source: str
     columns: dict[str, list[Cell]]
     lines: list[int] = field(default_factory=list)
-    quarantine: list[QuarantinedRecord] = field(default_factory=list)
+    quarantine: Quarantine = field(default_factory=Quarantine)
     class_names: list[str] | None = None
     notes: list[str] = field(default_factory=list)
     labelled: bool = True

@@ -76,6 +76,7 @@ def _download(config: BackboneConfig) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -90,6 +91,11 @@ def _download(config: BackboneConfig) -> Path:
         raise BackboneError(
             f"'{config.model}' is no folder here and no model on the hub (or a private one).\n"
             "Check the name; for a private or gated model type: hf auth login"
+        ) from None
+    except HFValidationError:
+        raise BackboneError(
+            f"backbone {config.model[:80]!r} is no folder here and no name of a model on the hub.\n"
+            'Type model = "FOLDER", or "user/name" as the hub has it'
         ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -13,6 +14,7 @@ from pydantic import BaseModel
 from fleetune import methods
 from fleetune.engine.config import TrainingConfig
 from fleetune.errors import RecipeError
+from fleetune.lab.limits import MOST_CONFIGURATIONS, MOST_SEEDS
 from fleetune.lab.overrides import Document
 from fleetune.lab.validate import checked, is_one_value, refuse_unknown
 from fleetune.methods.base import Method
@@ -20,6 +22,7 @@ from fleetune.methods.baseline import Baseline
 
 OWN_KEYS = ("kind", "name", "seeds", "data", "backbone")
 DEFAULT_SEEDS = 3
+MOST_SHOWN = 200
 JUDGING = ("metric", "thresholds")
 """Training settings by which predictions are judged, whoever made them."""
 NO_SEEDS = (0,)
@@ -107,6 +110,7 @@ def method_entry(
     training_grid = _grid(
         {**{k: v for k, v in training.items() if k != "seeds"}, **own_training}, TrainingConfig, places
     )
+    _refuse_large_grid(len(settings_grid) * len(training_grid), place)
     configurations = tuple(
         Configuration(
             name or kind,
@@ -209,7 +213,16 @@ def _grid(fields: Document, model: type[BaseModel], places: str | Mapping[str, s
             place = places if isinstance(places, str) else places[key]
             raise RecipeError(f"{place}.{key} = []: a value, or a list of values to try, was expected")
         axes.append(values)
+    _refuse_large_grid(math.prod(map(len, axes)), places if isinstance(places, str) else next(iter(places.values())))
     return [dict(zip(fields, point, strict=True)) for point in product(*axes)]
+
+
+def _refuse_large_grid(points: int, place: str) -> None:
+    if points > MOST_CONFIGURATIONS:
+        raise RecipeError(
+            f"{place}: the lists make a grid of {points:,} points, and {MOST_CONFIGURATIONS:,} are the most.\n"
+            "Take values out of the lists, or make several recipes of it"
+        )
 
 
 def _axis(value: Any, annotation: Any) -> list[Any]:
@@ -217,9 +230,14 @@ def _axis(value: Any, annotation: Any) -> list[Any]:
 
 
 def _seeds(value: Any, place: str) -> tuple[int, ...]:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-        return tuple(range(value))
+    is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
     is_list = isinstance(value, list) and value and all(type(seed) is int and seed >= 0 for seed in value)
-    if not is_list or len(set(value)) != len(value):
-        raise RecipeError(f"{place}.seeds = {value!r}: a number of seeds, or a list of different seeds, was expected")
-    return tuple(value)
+    if not is_number and (not is_list or len(set(value)) != len(value)):
+        shown = repr(value) if len(repr(value)) <= MOST_SHOWN else repr(value)[:MOST_SHOWN] + "…"
+        raise RecipeError(f"{place}.seeds = {shown}: a number of seeds, or a list of different seeds, was expected")
+    number = value if is_number else len(value)
+    if number > MOST_SEEDS:
+        raise RecipeError(
+            f"{place}.seeds: {number:,} seeds are asked for, and {MOST_SEEDS:,} are the most.\nType seeds = 5"
+        )
+    return tuple(range(value)) if is_number else tuple(value)

@@ -6,8 +6,10 @@ import tomllib
 from typing import Any
 
 from fleetune.errors import RecipeError
+from fleetune.lab.limits import MOST_LEVELS, parsed
 
 Document = dict[str, Any]
+MOST_SHOWN = 200
 TOP_LEVEL = ("track",)
 """What stands in a recipe above its tables."""
 
@@ -24,11 +26,14 @@ def apply_overrides(document: Document, overrides: list[str]) -> Document:
     result: Document = _copied(document)
     for override in overrides:
         path, separator, text = override.partition("=")
+        shown = override if len(override) <= MOST_SHOWN else override[:MOST_SHOWN] + "…"
         keys = [key.strip() for key in path.split(".")]
         if not separator or (len(keys) < 2 and keys[0] not in TOP_LEVEL) or not all(keys):
-            raise RecipeError(f"--set {override}: expected table.key=value, such as --set training.epochs=1")
-        for table in _tables(result, keys[:-1], override):
-            table[keys[-1]] = _value(text.strip())
+            raise RecipeError(f"--set {shown}: expected table.key=value, such as --set training.epochs=1")
+        if len(keys) > MOST_LEVELS:
+            raise RecipeError(f"--set {shown}: more than {MOST_LEVELS} keys, one below the other, are in no recipe")
+        for table in _tables(result, keys[:-1], shown):
+            table[keys[-1]] = _value(text.strip(), shown)
     return result
 
 
@@ -47,7 +52,7 @@ def _entries(node: Any, key: str, override: str) -> list[Any]:
         return [node.setdefault(key, {})]
     if not isinstance(node, list):
         raise RecipeError(f"--set {override}: '{key}' lies below a value, not below a table")
-    if key.isdecimal() and int(key) < len(node):
+    if key.isdecimal() and len(key) <= len(str(len(node))) and int(key) < len(node):
         return [node[int(key)]]
     chosen = [entry for entry in node if isinstance(entry, dict) and key in (entry.get("name"), entry.get("kind"))]
     if chosen:
@@ -56,9 +61,9 @@ def _entries(node: Any, key: str, override: str) -> list[Any]:
     raise RecipeError(f"--set {override}: no entry '{key}'; there are 0 to {len(node) - 1}: {', '.join(names)}")
 
 
-def _value(text: str) -> Any:
+def _value(text: str, override: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        return parsed(f"value = {text}", f"--set {override}")["value"]
     except tomllib.TOMLDecodeError:
         return text
 

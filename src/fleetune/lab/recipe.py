@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from fleetune.compare.costs import Cost
 from fleetune.data.config import DataConfig
 from fleetune.engine.config import CHECKPOINT_SECONDS, BackboneConfig, TrainingConfig
 from fleetune.errors import RecipeError
+from fleetune.lab.limits import MOST_CONFIGURATIONS, MOST_TABLES, MOST_TRIALS, parsed, read_bytes, refuse_extremes
 from fleetune.lab.method_entries import MethodEntry, method_document, method_entry
 from fleetune.lab.overrides import Document, apply_overrides
 from fleetune.lab.trackers.names import tracker_names
@@ -26,6 +28,7 @@ TRACK = "track"
 SAVING = "checkpoint_seconds"
 """Stands in [training], and is no setting of a trial: it changes neither what one is nor what comes of it."""
 EMBEDDED = "embedded:"
+MOST_PAIRINGS = 1_000_000
 PATHS = ("path", "train", "validation", "test")
 """Keys of `[data]` that name files."""
 
@@ -100,6 +103,7 @@ def recipe_from(document: Document, base: Path, source: str, name: str = "experi
     Raises:
         RecipeError: If a table is missing, a key is unknown or a value is wrong.
     """
+    refuse_extremes(document, source)
     for key in document:
         if key in DataConfig.model_fields and key not in TABLES:
             raise RecipeError(f"{source}: {key} is a key of [data]; put it there")
@@ -121,9 +125,7 @@ def recipe_from(document: Document, base: Path, source: str, name: str = "experi
     if not entries:
         raise RecipeError(f'{source}: no method is given; add [[method]] and below it kind = "lora"')
     known = {"data": [one.name for one in data], "backbone": [one.name for one in backbones]}
-    found = tuple(
-        method_entry(table, training, f"{source}: {place}", f"{source}: [training]", known) for place, table in entries
-    )
+    found = _entries(entries, training, source, known)
     _require_methods(data, backbones, found, source)
     backbones = tuple(_found_from(base, backbone) for backbone in backbones)
     track = tracker_names(document.get(TRACK, []), f"{source}: {TRACK}")
@@ -151,7 +153,7 @@ def resolved(recipe: Recipe) -> Document:
 
 def _read(path: Path) -> Document:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_bytes(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise RecipeError(f"{path} does not exist.\nType: fleetune init DATA_FILE, which writes a recipe") from None
     except IsADirectoryError:
@@ -160,10 +162,27 @@ def _read(path: Path) -> Document:
         raise RecipeError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8 (byte {error.start}); a recipe is a TOML file in UTF-8") from None
+    except ValueError:
+        raise RecipeError(f"{str(path)[:80]!r} is no name of a file") from None
     try:
-        return tomllib.loads(text)
+        return parsed(text, str(path))
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path} is not TOML: {error}") from None
+
+
+def _entries(
+    tables: Sequence[tuple[str, Document]], training: Document, source: str, known: dict[str, list[str]]
+) -> tuple[MethodEntry, ...]:
+    found: list[MethodEntry] = []
+    for place, table in tables:
+        found.append(method_entry(table, training, f"{source}: {place}", f"{source}: [training]", known))
+        points = sum(len(entry.configurations) for entry in found)
+        if points > MOST_CONFIGURATIONS:
+            raise RecipeError(
+                f"{source}: its methods' grids have more than {MOST_CONFIGURATIONS:,} points together.\n"
+                "Take values out of their lists, or make several recipes of it"
+            )
+    return tuple(found)
 
 
 def _tables(document: Document, key: str, source: str) -> list[tuple[str, Document]]:
@@ -173,6 +192,11 @@ def _tables(document: Document, key: str, source: str) -> list[tuple[str, Docume
         return [(f"[{key}]", found)]
     if not isinstance(found, list) or not all(isinstance(table, dict) for table in found):
         raise RecipeError(f"{source}: {key} is a table; write [{key}] above its keys")
+    if len(found) > MOST_TABLES:
+        raise RecipeError(
+            f"{source}: [[{key}]] stands {len(found):,} times, and {MOST_TABLES:,} are the most.\n"
+            "Make several recipes of it"
+        )
     return [(f"[[{key}]] {number}", table) for number, table in enumerate(found, start=1)]
 
 
@@ -186,8 +210,8 @@ def _named(document: Document, key: str, model: type[Named], source: str, name_o
         for config, (_, table) in zip(configs, tables, strict=True)
     )
     names = [config.name for config in named]
-    for name in names:
-        if names.count(name) > 1:
+    for name, times in Counter(names).items():
+        if times > 1:
             raise RecipeError(f"{source}: two entries of [[{key}]] are called '{name}'; give each its own name = \"…\"")
     return named
 
@@ -216,14 +240,29 @@ def _require_methods(
 ) -> None:
     # What reads no model stands under one backbone, and asks for none.
     asking = [entry for entry in entries if len(backbones) == 1 or methods.reads_model(entry.kind)]
-    used = [(one.name, other.name) for one in data for other in backbones for entry in asking
-            if entry.takes(one.name, other.name)]  # fmt: skip
+    steps = len(data) * len(backbones) * len(entries)
+    if steps > MOST_PAIRINGS:
+        raise RecipeError(
+            f"{source}: {len(data):,} data sets, {len(backbones):,} backbones and {len(entries):,} methods "
+            "are too many.\nMake several recipes of it"
+        )
+    used = {(one.name, other.name) for one in data for other in backbones for entry in asking
+            if entry.takes(one.name, other.name)}  # fmt: skip
     for key, configs, place in (("data", data, 0), ("backbone", backbones, 1)):
+        taken = {pair[place] for pair in used}
         for config in configs:
-            if all(pair[place] != config.name for pair in used):
+            if config.name not in taken:
                 raise RecipeError(
                     f"{source}: no [[method]] takes '{config.name}'; add it to a method's {key} = […], or leave it out"
                 )
+    trials = sum(len(entry.configurations) * len(entry.seeds) * len(one.train_shares)
+                 for one in data for other in backbones for entry in asking
+                 if entry.takes(one.name, other.name))  # fmt: skip
+    if trials > MOST_TRIALS:
+        raise RecipeError(
+            f"{source}: it asks for {trials:,} trials, and {MOST_TRIALS:,} are the most.\n"
+            "Take values or seeds out of its lists, or make several recipes of it"
+        )
 
 
 def _data_name(config: DataConfig) -> str:

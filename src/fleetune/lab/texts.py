@@ -37,7 +37,7 @@ def read_texts(path: Path, columns: list[str] | None = None) -> Texts:
         first = str(error).splitlines()[0]
         raise DataError(f"{first}\nType: --text COLUMN, with the column that holds the texts") from None
     if table.quarantine:
-        bad = len(table.quarantine)
+        bad = table.quarantine.number
         raise DataError(f"{bad:,} records of {path} cannot be read: {table.quarantine[0]}\nMend them first")
     cells = [["" if cell is None else str(cell) for cell in table.columns[name]] for name in names]
     return list(zip(*cells, strict=True)) if len(names) == 2 else cells[0]
