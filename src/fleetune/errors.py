@@ -86,6 +86,11 @@ class ExportMismatchError(RunError):
     """A bundle does not give the logits of the trial it came from."""
 
 
+def is_panic(error: BaseException) -> bool:
+    """Returns whether a library written in Rust broke down; what it raises then is no Exception."""
+    return type(error).__name__ == "PanicException"
+
+
 def in_one_line(error: BaseException) -> str:
     """Returns why something failed: the first line of Fleetune's own errors, with the type of others before it."""
     said = str(error) if isinstance(error, FleetuneError) else f"{type(error).__name__}: {error}"

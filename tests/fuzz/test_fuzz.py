@@ -25,6 +25,7 @@ from fleetune.lab.results import load_results
 from tests.data_files import LABELS, read
 from tests.fuzz.fuzzing import ODD_VALUES, assert_short, executions, fuzz, mutated, mutated_document
 from tests.integration.test_bundle import rewrite, saved
+from tests.integration.test_tokenizer_trust import tokenized, word_pieces, written
 
 RECIPE = {
     "track": ["tensorboard"],
@@ -173,6 +174,20 @@ def test_any_bundle_is_loaded_or_refused(executions: int, bundle: Path, tmp_path
             assert_short(error)
 
     fuzz(mutated_document(documents), executions, check)
+
+
+@executions(few=100, many=2_000)
+def test_any_tokenizer_is_read_or_refused(executions: int, tmp_path: Path) -> None:
+    whole = word_pieces()
+
+    def check(document: dict[str, Any]) -> None:
+        try:
+            folder = written(tmp_path, document)
+            tokenized(folder, "good text", "a" * 1_000)
+        except (UserError, ValueError) as error:
+            assert_short(error)
+
+    fuzz(mutated_document(whole), executions, check)
 
 
 @executions(few=200, many=5_000)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,13 +13,15 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from fleetune.bundle.plain import plain_model
 from fleetune.engine.backbone import load_backbone, load_tokenizer
 from fleetune.engine.config import BackboneConfig
 from fleetune.engine.model_config import read_model_config
 from fleetune.engine.shape import shape_from_config
 from fleetune.engine.source import find_folder
+from fleetune.engine.weights import INDEX, hash_model
 from fleetune.errors import BackboneError
 from tests.tiny import tiny_folder
 
@@ -85,7 +89,11 @@ def test_a_hub_model_without_safetensors_is_refused_with_the_commands(
     with pytest.raises(BackboneError, match="has no safetensors weights on the hub") as refused:
         find_folder(BackboneConfig(model="some/old-model"))
     assert "\nhf download some/old-model --local-dir old-model && python -c " in str(refused.value)
-    assert not any(pattern.endswith((".bin", ".pt", ".py", "*")) for pattern in asked["allow_patterns"][:-1])
+    from huggingface_hub.utils import filter_repo_objects
+
+    names = ["tokenizer.pkl", "tokenizer.py", "tokenizer_config.py", "tokenizer/evil.bin", "tokenizer", "model.bin"]
+    data = ["config.json", "tokenizer.json", "tokenizer.model", "merges.txt", "bpe.codes", "qwen.tiktoken"]
+    assert list(filter_repo_objects(names + data, allow_patterns=asked["allow_patterns"])) == data
 
 
 def test_own_code_of_a_known_family_is_not_run_and_the_report_says_so(tmp_path: Path) -> None:
@@ -130,6 +138,105 @@ def test_a_configuration_names_neither_weights_nor_kernels(tmp_path: Path, chang
     backbone = load_backbone(BackboneConfig(model=str(folder)), 2, "fp32")
     assert backbone.model_hash
     shape_from_config(folder, 2)
+
+
+class Traced:
+    """Leaves a trace where it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> Any:
+        return open, (str(self.trace), "w")
+
+
+def sharded(folder: Path, **named: str) -> dict[str, str]:
+    """Divides the weights of `folder` over two files and an index, in which `named` tensors get other files."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    parts = {f"model-{number + 1:05}-of-00002.safetensors": names[number::2] for number in range(2)}
+    for file, own in parts.items():
+        save_file({name: tensors[name] for name in own}, folder / file, metadata={"format": "pt"})
+    index = {name: file for file, own in parts.items() for name in own} | named
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    return index
+
+
+def test_a_model_in_several_files_is_loaded_and_has_the_hash_that_it_always_had(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path)
+    whole = load_backbone(BackboneConfig(model=str(folder)), 2, "fp32")
+    assert whole.model_hash == plain_hash(folder)
+    sharded(folder)
+    backbone = load_backbone(BackboneConfig(model=str(folder)), 2, "fp32")
+    assert backbone.model_hash == plain_hash(folder)
+    for name, value in whole.model.get_submodule("bert").state_dict().items():
+        assert torch.equal(value, backbone.model.get_submodule("bert").state_dict()[name])
+
+
+def plain_hash(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def test_which_files_an_index_names_is_a_part_of_the_hash(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path)
+    index = sharded(folder)
+    shutil.copy(folder / "model-00002-of-00002.safetensors", folder / "other.safetensors")
+    with_other = hash_model(folder)
+    moved = {name: file.replace("model-00002-of-00002", "other") for name, file in index.items()}
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": moved}))
+    assert hash_model(folder) != with_other
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["evil.bin", "../outside.safetensors", "/tmp/x.safetensors", "a/b.safetensors", ".x.safetensors", "no.safetensors"],
+)
+def test_an_index_names_safetensors_in_the_folder_alone(tmp_path: Path, name: str) -> None:
+    folder = model_folder(tmp_path)
+    shutil.copy(folder / "model.safetensors", tmp_path / "outside.safetensors")
+    torch.save({"x": Traced(tmp_path / "was run")}, folder / "evil.bin")
+    sharded(folder, **{"bert.embeddings.word_embeddings.weight": name})
+    for read in (
+        lambda: find_folder(BackboneConfig(model=str(folder))),
+        lambda: load_backbone(BackboneConfig(model=str(folder)), 2, "fp32"),
+        lambda: plain_model(folder, read_model_config(folder, 2)),
+        lambda: hash_model(folder),
+    ):
+        with pytest.raises(BackboneError, match=re.escape(INDEX)) as refused:
+            read()
+        assert len(str(refused.value).splitlines()) == 2
+    assert not (tmp_path / "was run").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"[" * 100_000, b"{}", b'{"weight_map": [1]}', b'{"weight_map": {"a": 1}}']
+)
+def test_an_index_of_nonsense_is_refused(tmp_path: Path, content: bytes) -> None:
+    folder = model_folder(tmp_path)
+    sharded(folder)
+    (folder / INDEX).write_bytes(content)
+    with pytest.raises(BackboneError, match=re.escape(INDEX)):
+        find_folder(BackboneConfig(model=str(folder)))
+
+
+def test_an_adapter_in_a_backbones_folder_is_refused(tmp_path: Path) -> None:
+    """Transformers would put it over the weights unasked, and the hash would know nothing of it."""
+    import peft
+    from transformers import AutoModelForSequenceClassification
+
+    folder = model_folder(tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS")).save_pretrained(folder)
+    for read in (
+        lambda: find_folder(BackboneConfig(model=str(folder))),
+        lambda: plain_model(folder, read_model_config(folder, 2)),
+    ):
+        with pytest.raises(BackboneError, match="Give the base model, or merge"):
+            read()
 
 
 @pytest.mark.parametrize(

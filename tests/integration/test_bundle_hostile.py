@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from safetensors.torch import load_file, save_file
 
 from fleetune.bundle import load_bundle
 from fleetune.bundle.entries import MAX_DEPTH, name_fault, read_table
-from fleetune.bundle.loading import MAX_RANK, _is_tame
 from fleetune.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, digest_of
+from fleetune.bundle.settings import MAX_RANK, settings_fault
 from fleetune.errors import BundleError
+from fleetune.methods.patterns import in_full, is_literal, is_tame
 from tests.integration.test_bundle import LABELS, rewrite, saved
 from tests.tiny import tiny_folder
 
@@ -428,7 +430,7 @@ def test_tensor_files_are_held_to_header_shape_type_and_values(
 
 
 def test_further_weights_and_configurations_are_refused(wholes: dict[str, Path], tmp_path: Path) -> None:
-    for name in ("model.safetensors", "config.json", "delta.safetensors"):
+    for name in ("model.safetensors", "config.json", "delta.safetensors", "extra.safetensors"):
         folder = copied(wholes, tmp_path)
         content = (folder / "adapter_model.safetensors").read_bytes() if name.endswith("safetensors") else b"{}"
         add_file(folder, name, content)
@@ -443,6 +445,7 @@ def test_further_weights_and_configurations_are_refused(wholes: dict[str, Path],
         {"tokenizer_file": "/etc/passwd"},
         {"vocab_file": "../../secret.txt"},
         {"special_tokens_map_file": "/etc/passwd"},
+        {"fast_tokenizer_files": ["../../outside/tokenizer.1.0.json"]},
     ],
     ids=lambda fields: next(iter(fields)),
 )
@@ -494,10 +497,137 @@ def test_the_bundle_may_be_reached_by_a_link_that_its_reader_typed(wholes: dict[
         ("((a|b)+c?)+", False),
         (".*.*.*.*.*.*.*.*x", False),
         ("a" * 1_000, False),
+        ("(.|.)*!", False),
+        ("((.*))*!", False),
+        ("(?:(?:.+))+!", False),
+        (".?" * 41, False),
+        ("(e|e)(n|n)(c|c)", False),
+        ("(|)(|)(|)", False),
+        ("(query|query)", False),
+        (r".*\.0\..*\.key", True),
+        (r".*\.(?:query|value)$", True),
+        (r"\w+", False),
+        ("[ab]", False),
+        ("a\n", False),
     ],
 )
 def test_patterns_that_might_take_forever_are_told_apart(pattern: str, tame: bool) -> None:
-    assert _is_tame(pattern) == tame
+    assert is_tame(pattern) == tame
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": "(.|.)*!"},
+        {"target_modules": ["query", "((.*))*!"]},
+        {"exclude_modules": ".?" * 41},
+        {"layers_pattern": ["layer", "(?:(?:.+))+!"]},
+        {"layers_pattern": "(.|.)*!"},
+        {"rank_pattern": {"(.|.)*!": 4}},
+        {"alpha_pattern": {".*query": 4}},
+        {"anything": {"else": [{"((.*))*!": 1}]}},
+        {"rank_pattern": {"query": MAX_RANK + 1}},
+        {"rank_pattern": {"query": 1e12}},
+        {"r": 10**9},
+        {"n_frequency": 10**12},
+        {"block_size_pattern": {"query": -(10**12)}},
+    ],
+    ids=str,
+)
+def test_patterns_and_sizes_are_bounded_wherever_they_stand(options: dict[str, Any]) -> None:
+    assert settings_fault({"type": "loha", "options": options}) is not None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"target_modules": "all-linear", "r": 8, "alpha": 16.0, "module_dropout": 0.0, "init_weights": True},
+        {"target_modules": ["bert.encoder.layer.0.attention.self.query", "value"], "exclude_modules": ["key"]},
+        {"target_modules": r".*\.(query|value)", "layers_to_transform": [0, 1], "layers_pattern": ["layer"]},
+        {"rank_pattern": {"query": 4, "encoder.layer.0.attention.self.value": MAX_RANK}, "alpha_pattern": {}},
+        {"projection_prng_key": 2**62, "random_loc_seed": 2**40, "n_frequency": 65_536},
+    ],
+    ids=str,
+)
+def test_settings_of_common_adapters_pass(options: dict[str, Any]) -> None:
+    assert settings_fault({"type": "loha", "options": options}) is None
+
+
+def test_an_exported_method_names_its_modules_in_full_where_a_pattern_chose_them() -> None:
+    from fleetune.methods import get
+
+    places = [f"bert.encoder.layer.{layer}.attention.self.{name}" for layer in (0, 1) for name in ("query", "value")]
+    tensors: dict[str, dict[str, torch.Tensor]] = {place: {} for place in places}
+    options = {"target_modules": r".*[qv].*(e)?", "exclude_modules": ".*x.*", "rank_pattern": {r".*\.1\..*query": 3}}
+    stored, _ = get("peft")(type="loha", options=options).stored(tensors)
+    kept = stored.settings["options"]
+    assert kept["target_modules"] == places
+    assert "exclude_modules" not in kept
+    assert kept["rank_pattern"] == {"encoder.layer.1.attention.self.query": 3}
+    assert settings_fault(stored.settings) is None
+    named = get("peft")(type="loha", options={"target_modules": ["query"], "rank_pattern": {"query": 3}})
+    kept = named.stored(tensors)[0].settings["options"]
+    assert kept["target_modules"] == ["query"]
+    assert kept["rank_pattern"] == {"query": 3}
+    assert in_full({"x": 1}, places) == {}
+    assert is_literal(["query", "all-linear", 3, None])
+
+
+def test_groups_within_groups_are_counted_together(wholes: dict[str, Path], tmp_path: Path) -> None:
+    from fleetune.bundle.configuration import _check_fields
+
+    _check_fields({"num_hidden_groups": 4, "inner_group_num": 8}, 2)
+    with pytest.raises(ValueError, match="at most"):
+        _check_fields({"num_hidden_groups": 1_000, "inner_group_num": 1_000}, 2)
+
+
+def test_configurations_are_small(wholes: dict[str, Path], tmp_path: Path) -> None:
+    folder = copied(wholes, tmp_path)
+    add_file(folder, "tokenizer_config.json", b'{"a": [' + b"[]," * (5 << 20) + b"1]}")
+    assert "at most" in refused(folder)
+    add_file(folder, "tokenizer_config.json", b'{"a": [' + b"[]," * 200_000 + b"1]}")
+    assert "lists and tables" in refused(folder)
+    (folder / "tokenizer_config.json").unlink()
+    add_file(folder, "tokenizer_config.json")
+    for name in ("adapter_config.json", "model_config.json"):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole.rstrip()[:-1] + b', "x": "' + b" " * (2 << 20) + b'"}')
+        rewrite(folder)
+        assert "at most" in refused(folder)
+        (folder / name).write_bytes(whole)
+    rewrite(folder)
+    load_bundle(folder)
+
+
+def test_the_configuration_of_many_labels_may_be_large() -> None:
+    from fleetune.bundle.configuration import config_limit
+
+    for labels in (["\0" * 9 + str(number) for number in range(30_000)], ["no", "yes"]):
+        fields = {"id2label": dict(enumerate(labels)), "label2id": {name: place for place, name in enumerate(labels)}}
+        manifest: Any = type("Named", (), {"labels": labels})()
+        assert len(json.dumps(fields, indent=2)) < config_limit(manifest) < (16 << 20)
+
+
+def test_a_configuration_writes_nothing_to_the_terminal(
+    wholes: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from fleetune.engine.model_config import read_model_config
+    from fleetune.errors import BackboneError
+
+    sign = "\x1b]0;PWNED\x07"
+    for architecture in ("llama", "bert"):
+        fields = json.loads((tiny_folder(architecture) / "config.json").read_text())
+        fields["rope_parameters"] = fields["rope_scaling"] = {"rope_type": "linear", "factor": sign, "rope_theta": sign}
+        (tmp_path / "config.json").write_text(json.dumps(fields))
+        with suppress(BackboneError):
+            read_model_config(tmp_path)
+    folder = copied(wholes, tmp_path)
+    rope = {"rope_type": "linear", "factor": sign}
+    edit(folder, "model_config.json", lambda fields: fields.update(rope_parameters=rope))
+    with suppress(BundleError):
+        load_bundle(folder)
+    assert "PWNED" not in "".join(capfd.readouterr())
 
 
 def test_an_object_that_repeats_nothing_is_read_as_it_is(tmp_path: Path) -> None:

@@ -8,15 +8,19 @@ from typing import Any
 import torch
 
 from fleetune.bundle.contents import MODEL_CONFIG
-from fleetune.bundle.entries import entries_of, read_table
+from fleetune.bundle.entries import MAX_CONTAINERS, entries_of, read_table
 from fleetune.bundle.manifest import MANIFEST, Manifest, damaged
 from fleetune.engine.architecture import Architecture, architecture_of
 from fleetune.engine.model_config import FOREIGN
 from fleetune.engine.shape import shape_of
+from fleetune.engine.silence import quiet
 from fleetune.methods.base import BackboneShape
 
-MAX_CONFIG_BYTES = 64 << 20
+MAX_CONFIG_BYTES = 1 << 20
+MAX_LABELLED_BYTES = 64 << 20
 MAX_COUNT = 1_000
+MULTIPLIED = ("num_hidden_groups", "inner_group_num")
+"""Counts of which one is built within the other."""
 COUNTING_WORDS = ("layer", "group", "head", "num_")
 """Parts of the names of what a model is built from one by one: layers, heads, experts; each takes its time."""
 
@@ -24,6 +28,13 @@ COUNTING_WORDS = ("layer", "group", "head", "num_")
 def config_name(manifest: Manifest) -> str:
     """Returns the name of the file with the model's configuration."""
     return "config.json" if manifest.form == "merged" else MODEL_CONFIG
+
+
+def config_limit(manifest: Manifest) -> int:
+    """Returns the largest size in bytes of the model's configuration, which names each label twice."""
+    names = sum(len(label.encode("utf-8", "surrogatepass")) for label in manifest.labels)
+    # A byte becomes up to six signs in JSON; beside each name stand its number and spaces.
+    return min(MAX_LABELLED_BYTES, MAX_CONFIG_BYTES + 2 * 6 * names + 2 * 40 * len(manifest.labels))
 
 
 def described_model(folder: Path, manifest: Manifest) -> tuple[torch.nn.Module, Architecture]:
@@ -36,11 +47,11 @@ def described_model(folder: Path, manifest: Manifest) -> tuple[torch.nn.Module, 
 
     name = config_name(manifest)
     try:
-        fields = read_table(folder / name, MAX_CONFIG_BYTES)
+        fields = read_table(folder / name, config_limit(manifest), MAX_CONTAINERS)
         _check_fields(fields, len(manifest.labels))
         architecture = architecture_of(str(fields["model_type"]))
-        config = AutoConfig.from_pretrained(folder / name, trust_remote_code=False)
-        with torch.device("meta"):
+        with quiet(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(folder / name, trust_remote_code=False)
             model = AutoModelForSequenceClassification.from_config(
                 config, attn_implementation="eager", trust_remote_code=False
             )
@@ -75,12 +86,17 @@ def shape_of_bundle(
 
 def _check_fields(fields: dict[str, Any], labels: int) -> None:
     """Raises ValueError where a configuration names code or files, or asks for more than any model has."""
+    built = 1
     for _, key, value in entries_of(fields):
         if key in FOREIGN and value is not None:
             raise ValueError(f"{key} would bring in code or files from elsewhere")
         is_count = isinstance(value, int) and key is not None and any(word in key for word in COUNTING_WORDS)
         if is_count and value > (labels if key == "num_labels" else MAX_COUNT):
             raise ValueError(f"{key} = {value}, and at most {labels if key == 'num_labels' else MAX_COUNT} is taken")
+        if key in MULTIPLIED and isinstance(value, int):
+            built *= max(value, 1)
+    if built > MAX_COUNT:
+        raise ValueError(f"{' times '.join(MULTIPLIED)} is {built}, and at most {MAX_COUNT} is taken")
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,6 +14,8 @@ DEVICE_NAME = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 DATA_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".codes", ".bpe", ".vocab", ".tiktoken")
 """Files of models and tokenizers that are data: no code, no pickles, nothing compiled."""
 MAX_DEPTH = 64
+MAX_CONTAINERS = 100_000
+"""Lists and tables in a configuration; each takes many times the two bytes that it has in the file."""
 
 
 def name_fault(name: str) -> str | None:
@@ -32,7 +34,7 @@ def is_own_file(path: Path) -> bool:
     return not path.is_symlink() and path.is_file()
 
 
-def read_table(path: Path, max_bytes: int) -> dict[str, Any]:
+def read_table(path: Path, max_bytes: int, max_containers: int | None = None) -> dict[str, Any]:
     """Returns the JSON object in a file, each of its keys once.
 
     Raises:
@@ -43,6 +45,8 @@ def read_table(path: Path, max_bytes: int) -> dict[str, Any]:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise ValueError(f"it has more than {max_bytes:,} bytes, which are not read")
+    if max_containers is not None and data.count(b"[") + data.count(b"{") > max_containers:
+        raise ValueError(f"it has more than {max_containers:,} lists and tables")
     try:
         document = json.loads(data, object_pairs_hook=_without_repeats)
     except RecursionError:

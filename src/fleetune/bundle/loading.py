@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from dataclasses import dataclass
 from math import prod
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fleetune.bundle.configuration import MAX_CONFIG_BYTES, config_name, described_model, shape_of_bundle
+from fleetune.bundle.configuration import MAX_CONFIG_BYTES, config_limit, config_name, described_model, shape_of_bundle
 from fleetune.bundle.contents import (
     ADAPTER_CONFIG,
     MODEL_CONFIG,
@@ -23,11 +22,16 @@ from fleetune.bundle.contents import (
     stored_names,
     stored_shapes,
 )
-from fleetune.bundle.entries import entries_of, read_table
+from fleetune.bundle.entries import MAX_CONTAINERS, read_table
 from fleetune.bundle.manifest import MANIFEST, FileFacts, Manifest, damaged, file_facts, read_manifest
+from fleetune.bundle.settings import settings_fault
 from fleetune.engine.backbone import Backbone, load_backbone, load_tokenizer
 from fleetune.engine.config import BackboneConfig
 from fleetune.engine.model_config import FOREIGN
+from fleetune.engine.tokenizer_files import CONFIG as TOKENIZER_CONFIG
+from fleetune.engine.tokenizer_files import MAX_BYTES as MAX_TOKENIZER_BYTES
+from fleetune.engine.tokenizer_files import MAX_CONFIG_BYTES as MAX_TOKENIZER_CONFIG_BYTES
+from fleetune.engine.tokenizer_files import read_tokenizer
 from fleetune.errors import BackboneError, BundleError, MethodError, UserError
 from fleetune.methods import get
 from fleetune.methods.base import BackboneShape, Method
@@ -36,16 +40,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-MAX_TOKENIZER_BYTES = 512 << 20
 MAX_HEADER_BYTES = 16 << 20
-TOKENIZER_CONFIG = "tokenizer_config.json"
 MERGED_TYPES = ("F32", "F16", "BF16")
-RANKS = ("rank", "r", "tokens", "bottleneck", "initial_rank", "target_rank")
-MAX_RANK = 16_384
-PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "target_parameters")
-MAX_PATTERN, MAX_REPETITIONS = 500, 4
-REPETITION = re.compile(r"[*+{]")
-NESTED = re.compile(r"[*+?}][^()]*\)\s*[*+{]")
 TOLERATED_SUFFIX = ".md"
 """The model card may lie beside a bundle's own files, and hidden files may; nothing else."""
 
@@ -101,14 +97,10 @@ class Bundle:
         """Returns the bundle's own tokenizer; the backbone's where it has none."""
         if self.manifest.tokenizer is None:
             return load_tokenizer(self.backbone_config(model))
-        from transformers import AutoTokenizer
-
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
-        except Exception as error:  # noqa: BLE001 - the tokenizers library raises bare Exceptions
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise damaged(self.folder, f"the tokenizer: {reason}") from None
-        return tokenizer
+            return read_tokenizer(self.folder)
+        except (OSError, ValueError) as error:
+            raise damaged(self.folder, f"the tokenizer: {str(error)[:300]}") from None
 
     def backbone_config(self, model: str | None = None) -> BackboneConfig:
         """Returns where the backbone is found; a merged bundle is its own."""
@@ -159,18 +151,19 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
     needed |= {ADAPTER_CONFIG} if manifest.form == "adapter" else set()
     for name in sorted(needed - manifest.files.keys()):
         raise damaged(folder, f"{MANIFEST} does not list {name}")
-    for name in sorted({*WEIGHTS.values(), "config.json", MODEL_CONFIG, ADAPTER_CONFIG} - needed):
-        if name in manifest.files:
+    configurations = {"config.json", MODEL_CONFIG, ADAPTER_CONFIG}
+    for name in sorted(manifest.files.keys() - needed):
+        if name in configurations or name.endswith(".safetensors"):
             raise damaged(folder, f"{name} is no part of a bundle of the form {manifest.form}")
     for name, facts in manifest.files.items():
-        _check_file(folder, name, facts)
+        _check_file(folder, name, facts, manifest)
     for path in sorted(folder.iterdir()):
         known = path.name in manifest.files or path.name == MANIFEST
         if not known and not path.name.startswith(".") and path.suffix != TOLERATED_SUFFIX:
             raise BundleError(f"bundle {folder} holds {path.name}, which is not a part of it.\nMove it elsewhere")
 
 
-def _check_file(folder: Path, name: str, facts: FileFacts) -> None:
+def _check_file(folder: Path, name: str, facts: FileFacts, manifest: Manifest) -> None:
     path = folder / name
     if path.is_symlink():
         raise BundleError(
@@ -179,18 +172,19 @@ def _check_file(folder: Path, name: str, facts: FileFacts) -> None:
         )
     if not path.is_file():
         raise damaged(folder, f"{name} is missing")
-    limit = _limit(name)
+    limit = _limit(name, manifest)
     if limit is not None and facts.bytes > limit:
         raise damaged(folder, f"{name} has {facts.bytes:,} bytes; at most {limit:,} are read")
     if path.stat().st_size != facts.bytes or file_facts(path).sha256 != facts.sha256:
         raise damaged(folder, f"{name} does not match its checksum")
 
 
-def _limit(name: str) -> int | None:
+def _limit(name: str, manifest: Manifest) -> int | None:
     """Returns the largest size in bytes of a file; None for tensors, whose size the shapes bound."""
-    if name in WEIGHTS.values():
+    if name == WEIGHTS[manifest.form]:
         return None
-    return MAX_CONFIG_BYTES if name in (ADAPTER_CONFIG, MODEL_CONFIG, "config.json") else MAX_TOKENIZER_BYTES
+    own = {config_name(manifest): config_limit(manifest), ADAPTER_CONFIG: MAX_CONFIG_BYTES}
+    return own.get(name, MAX_TOKENIZER_CONFIG_BYTES if name == TOKENIZER_CONFIG else MAX_TOKENIZER_BYTES)
 
 
 def _check_tokenizer(folder: Path, manifest: Manifest) -> None:
@@ -198,40 +192,28 @@ def _check_tokenizer(folder: Path, manifest: Manifest) -> None:
     if TOKENIZER_CONFIG not in manifest.files:
         return
     try:
-        fields = read_table(folder / TOKENIZER_CONFIG, MAX_CONFIG_BYTES)
+        fields = read_table(folder / TOKENIZER_CONFIG, MAX_TOKENIZER_CONFIG_BYTES, MAX_CONTAINERS)
     except (OSError, ValueError) as error:
         raise damaged(folder, f"{TOKENIZER_CONFIG}: {error}") from None
     for key, value in fields.items():
-        if value is not None and (key in FOREIGN or key.endswith("_file")):
+        if value is not None and (key in FOREIGN or key.endswith(("_file", "_files"))):
             raise damaged(folder, f"{TOKENIZER_CONFIG}: {key} would bring in code or files from elsewhere")
 
 
 def _method(folder: Path, manifest: Manifest) -> Method:
     """Returns the method that the manifest names, if its settings are of a size that a file of tensors can have."""
-    for _, key, value in entries_of(manifest.method.settings):
-        if key in RANKS and isinstance(value, int) and value > MAX_RANK:
-            raise damaged(folder, f"{key} = {value}, and at most {MAX_RANK:,} is taken")
-        if key in PATTERNS and isinstance(value, str) and not _is_tame(value):
-            raise damaged(folder, f"{key} is a pattern that might take forever")
+    if fault := settings_fault(manifest.method.settings):
+        raise damaged(folder, fault)
     try:
         return get(manifest.method.kind)(**manifest.method.settings)
     except (UserError, TypeError, ValueError) as error:
         raise damaged(folder, str(error).splitlines()[0]) from None
 
 
-def _is_tame(pattern: str) -> bool:
-    """Returns whether a regular expression has few repetitions and none within another, so that it ends soon."""
-    return (
-        len(pattern) <= MAX_PATTERN
-        and len(REPETITION.findall(pattern)) <= MAX_REPETITIONS
-        and not NESTED.search(pattern)
-    )
-
-
 def _check_adapter_config(folder: Path, manifest: Manifest, method: Method, shape: BackboneShape) -> None:
     """Raises BundleError if PEFT would load something else than Fleetune."""
     try:
-        fields = read_table(folder / ADAPTER_CONFIG, MAX_CONFIG_BYTES)
+        fields = read_table(folder / ADAPTER_CONFIG, MAX_CONFIG_BYTES, MAX_CONTAINERS)
     except (OSError, ValueError) as error:
         raise damaged(folder, f"{ADAPTER_CONFIG}: {error}") from None
     expected = adapter_config(method, shape, manifest.backbone.model, manifest.backbone.revision)

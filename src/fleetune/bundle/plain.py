@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +10,8 @@ import torch
 
 from fleetune.engine.backbone import Backbone
 from fleetune.engine.model_config import read_model_config
+from fleetune.engine.silence import quiet
+from fleetune.engine.weights import check_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -35,6 +35,7 @@ def plain_model(folder: Path, config: Any) -> Any:
     """Returns the Hugging Face classification model in `folder`, in fp32, on the CPU, as anyone else would load it."""
     from transformers import AutoModelForSequenceClassification
 
+    check_weights(folder)
     with quiet():
         model = AutoModelForSequenceClassification.from_pretrained(
             folder,
@@ -46,18 +47,3 @@ def plain_model(folder: Path, config: Any) -> Any:
             trust_remote_code=False,
         )
     return model.eval()
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps transformers from saying that the head is new, and from drawing bars."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        logging.enable_progress_bar()

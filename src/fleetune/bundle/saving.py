@@ -39,7 +39,7 @@ from fleetune.bundle.manifest import (
     file_facts,
 )
 from fleetune.bundle.merging import merge_into
-from fleetune.bundle.plain import labelled_config, plain_model, quiet
+from fleetune.bundle.plain import labelled_config, plain_model
 from fleetune.bundle.verification import full_precision_logits, probe_texts, verify_bundle
 from fleetune.data.arrays import LabelType
 from fleetune.data.cutting import Cutting
@@ -47,6 +47,7 @@ from fleetune.data.writing import write_bytes
 from fleetune.engine.backbone import Backbone
 from fleetune.engine.embedded import PREFIX
 from fleetune.engine.quantize import round_weights
+from fleetune.engine.silence import quiet
 from fleetune.errors import BundleError
 from fleetune.methods.base import BackboneShape, Method
 

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from fleetune.bundle.contents import MODEL_CONFIG, WEIGHTS
 from fleetune.bundle.loading import Bundle, load_bundle
-from fleetune.bundle.plain import plain_model, quiet
+from fleetune.bundle.plain import plain_model
 from fleetune.engine.architecture import architecture_of
 from fleetune.engine.backbone import Backbone, load_backbone
 from fleetune.engine.evaluation import trial_logits
 from fleetune.engine.quantize import round_weights
+from fleetune.engine.silence import quiet
 from fleetune.errors import ExportMismatchError
 from fleetune.methods.base import Method
 from fleetune.runtime import bitsandbytes_alone

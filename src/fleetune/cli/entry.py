@@ -10,7 +10,7 @@ import traceback
 import warnings
 
 from fleetune.cli.output import print_error, print_json
-from fleetune.errors import FleetuneError
+from fleetune.errors import FleetuneError, is_panic
 from fleetune.redaction import redacted
 
 EXIT_FAILED = 1
@@ -44,7 +44,9 @@ def run_command_line(arguments: list[str]) -> int:
         # The reader has gone; a flush at exit would complain once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
-    except Exception as error:  # noqa: BLE001
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         if (named := _storage_error(error)) is not None:
             return _failed(str(named), named.exit_code, as_json)
         if hasattr(error, "format_message"):
@@ -56,7 +58,7 @@ def run_command_line(arguments: list[str]) -> int:
         return _failed(message, EXIT_FAILED, as_json)
 
 
-def _storage_error(error: Exception) -> FleetuneError | None:
+def _storage_error(error: BaseException) -> FleetuneError | None:
     """Returns what to say of a full, broken or shut disk, which is no fault of the program; None for other errors."""
     if not isinstance(error, OSError | sqlite3.Error):
         return None
@@ -65,7 +67,7 @@ def _storage_error(error: Exception) -> FleetuneError | None:
     return storage_error(error, None)
 
 
-def _wrong_usage(error: Exception, arguments: list[str], as_json: bool) -> int:
+def _wrong_usage(error: BaseException, arguments: list[str], as_json: bool) -> int:
     """Tells what was wrong with the arguments; typer's own exceptions all have `format_message`."""
     message = str(error.format_message()).rstrip().rstrip(".")  # type: ignore[attr-defined]
     if not arguments:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetune.data.cutting import Cutting, Positions
-from fleetune.errors import DataError
+from fleetune.errors import DataError, is_panic
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,25 @@ def _call(
     truncation = (
         {"truncation": False} if max_tokens is None else {"truncation": "longest_first", "max_length": max_tokens}
     )
-    encoded = tokenizer(
-        texts,
-        pairs,
-        padding=False,
-        return_attention_mask=False,
-        verbose=False,
-        add_special_tokens=special,
-        **truncation,
-    )
+    try:
+        encoded = tokenizer(
+            texts,
+            pairs,
+            padding=False,
+            return_attention_mask=False,
+            verbose=False,
+            add_special_tokens=special,
+            **truncation,
+        )
+    except MemoryError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise DataError(
+            f"the tokenizer fails on these texts: {reason}.\nIts files are damaged; take the model or bundle anew"
+        ) from error
     types = encoded.get("token_type_ids")
     return list(encoded["input_ids"]), None if types is None else list(types)
 
@@ -111,8 +121,10 @@ def _cut(
         return
     try:
         cut = _call(tokenizer, [texts[row] for row in rows], pairs and [pairs[row] for row in rows], max_tokens)
-    except Exception as error:  # noqa: BLE001 - the tokenizers library raises bare Exceptions
-        raise DataError(f"max_tokens = {max_tokens} leaves no room for text beside special tokens: {error}") from None
+    except DataError as error:
+        raise DataError(
+            f"max_tokens = {max_tokens} leaves no room for text beside special tokens: {error.__cause__}"
+        ) from None
     for place, row in enumerate(rows):
         ids[row] = cut[0][place]
         if types is not None and cut[1] is not None:

@@ -230,7 +230,12 @@ def _whole(parts: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any
 
 
 def _flat(rows: list[list[int]], dtype: type) -> NDArray[Any]:
-    return np.fromiter((item for row in rows for item in row), dtype=dtype, count=sum(map(len, rows)))
+    try:
+        return np.fromiter((item for row in rows for item in row), dtype=dtype, count=sum(map(len, rows)))
+    except (OverflowError, TypeError, ValueError):
+        raise DataError(
+            "the tokenizer gives tokens numbers no model has.\nIts files are damaged; take the model or bundle anew"
+        ) from None
 
 
 def open_tokens(folder: Path) -> Tokens | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 # length: loading a model, preparing it and running it know the same parts of it
 import copy
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -40,6 +39,7 @@ from fleetune.engine.site import Delta, SiteModule
 from fleetune.engine.source import find_folder
 from fleetune.engine.tokenizer import load_tokenizer as load_tokenizer
 from fleetune.engine.virtual import with_prefixes, with_virtual_tokens
+from fleetune.engine.weights import check_weights, hash_model
 from fleetune.errors import BackboneError
 from fleetune.memory import available_bytes
 from fleetune.methods.base import SHARED, BackboneShape, Method, Site
@@ -337,6 +337,7 @@ def _load_model(folder: Path, backbone: BackboneConfig, num_labels: int, precisi
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
 
+    check_weights(folder)
     config = read_model_config(folder, num_labels)
     architecture = architecture_of(config.model_type)
     refuse_quantized_checkpoint(config, folder)
@@ -419,17 +420,6 @@ def _round(base: nn.Module, dtype: torch.dtype) -> None:
         if parameter.is_floating_point() and not name.startswith("pooler."):
             parameter.data = parameter.data.to(dtype)
     set_type(base, dtype)
-
-
-def hash_model(folder: Path) -> str:
-    """Returns the SHA-256 over configuration and weights of a model folder."""
-    digest = hashlib.sha256()
-    for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 22):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _notes(architecture: Architecture, missing: Iterable[str], reason: str) -> list[str]:

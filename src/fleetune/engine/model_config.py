@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fleetune.engine.silence import quiet
 from fleetune.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def read_model_config(folder: Path, num_labels: int | None = None) -> PreTrained
         )
     changes = {} if num_labels is None else {"num_labels": num_labels}
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, attn_implementation="eager", **changes)
+        with quiet():
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, attn_implementation="eager", **changes)
     except Exception as error:  # noqa: BLE001 - each family checks its fields in its own way
         raise BackboneError(f"{folder}/config.json cannot be read: {_first_line(error)}") from None
     for key in NAMED_BY_FILES:

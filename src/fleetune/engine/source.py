@@ -7,10 +7,11 @@ from pathlib import Path
 
 from fleetune.engine.config import BackboneConfig
 from fleetune.engine.embedded import PREFIX, embedded_folder
+from fleetune.engine.weights import check_weights
 from fleetune.errors import BackboneError
 
-WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "tokenizer*"]
-"""Files taken from the hub: no pickled weights, no code."""
+WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.codes", "*.bpe", "*.vocab", "*.tiktoken"]
+"""Files taken from the hub: data by their suffix, so no pickled weights, no code, whatever their names begin with."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 CONVERSION = (
     "import sys, pathlib, torch, safetensors.torch as s; d = pathlib.Path(sys.argv[1]); "
@@ -55,6 +56,7 @@ def _from_hub(config: BackboneConfig) -> Path:
 
 
 def _with_weights(folder: Path) -> Path:
+    check_weights(folder)
     if not (folder / "config.json").is_file():
         raise BackboneError(f"{folder} has no config.json; a Hugging Face model folder was expected")
     if any(folder.glob("*.safetensors")):

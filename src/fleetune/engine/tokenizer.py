@@ -10,6 +10,7 @@ from fleetune.engine.architecture import architecture_of
 from fleetune.engine.config import BackboneConfig
 from fleetune.engine.model_config import config_fields
 from fleetune.engine.source import find_folder
+from fleetune.engine.tokenizer_files import one_line_errors, read_tokenizer
 from fleetune.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -26,15 +27,12 @@ def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
     Raises:
         BackboneError: If the folder has no usable tokenizer.
     """
-    from transformers import AutoTokenizer
-
     folder = find_folder(config)
     _check_files(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # noqa: BLE001 - the tokenizers library raises bare Exceptions
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BackboneError(f"{folder} has no usable tokenizer: {first}") from None
+        tokenizer = read_tokenizer(folder)
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"{folder} has no usable tokenizer: {error}") from None
     if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):
         raise BackboneError(f"the tokenizer in {folder} knows no words, only special tokens.\nPut its files there")
     tokenizer.padding_side = "right"
@@ -67,7 +65,11 @@ def _padding_apart(tokenizer: Any, vocabulary: int, folder: Path) -> str:
     Transformers takes the last token that is not padding. Where texts end with an end token that is the padding
     token too, that is the token before, on which nothing was trained.
     """
-    tokens = tokenizer.convert_ids_to_tokens(tokenizer(ANY_TEXT)["input_ids"])
+    try:
+        with one_line_errors():
+            tokens = tokenizer.convert_ids_to_tokens(tokenizer(ANY_TEXT)["input_ids"])
+    except ValueError as error:
+        raise BackboneError(f"{folder} has no usable tokenizer: {error}") from None
     special = list(dict.fromkeys([*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()]))
     named = [token for token in special if "pad" in token.lower()]
     known = [tokenizer.pad_token, *named, tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token, *special]

@@ -26,6 +26,7 @@ from fleetune.methods.base import (
     Site,
     SiteCall,
 )
+from fleetune.methods.patterns import in_full, is_literal
 from fleetune.methods.peft_merging import as_linear, merged_by_itself
 from fleetune.methods.peft_types import refusal
 from fleetune.methods.registry import register
@@ -151,9 +152,16 @@ class Peft(Method):
         chosen = {
             name: self.config.options[name] for name in ("target_modules", *RESOLVED) if name in self.config.options
         }
+        places = [place for place in tensors if place != SHARED]
+        if places and not all(is_literal(value) for value in chosen.values()):
+            # A bundle's reader matches no patterns of a stranger's.
+            chosen = {"target_modules": places}
         config = _plain(self._config(["any"]).to_dict())
         kept = {name: value for name, value in config.items() if name not in OWNED and name not in RESOLVED}
         kept.pop("target_modules", None)
+        for name, value in kept.items():
+            if name.endswith("_pattern") and isinstance(value, dict) and not all(is_literal(key) for key in value):
+                kept[name] = in_full(value, places)
         return type(self)(type=self.config.type, options={**kept, **chosen}), dict(tensors)
 
     def to_peft(self, sites: Iterable[Site]) -> dict[str, Any]:
