@@ -89,7 +89,7 @@ def test_a_hub_model_without_safetensors_is_refused_with_the_commands(
     with pytest.raises(BackboneError, match="has no safetensors weights on the hub") as refused:
         find_folder(BackboneConfig(model="some/old-model"))
     assert "\nhf download some/old-model --local-dir old-model && python -c " in str(refused.value)
-    from huggingface_hub.utils import filter_repo_objects
+    from huggingface_hub.utils._paths import filter_repo_objects
 
     names = ["tokenizer.pkl", "tokenizer.py", "tokenizer_config.py", "tokenizer/evil.bin", "tokenizer", "model.bin"]
     data = ["config.json", "tokenizer.json", "tokenizer.model", "merges.txt", "bpe.codes", "qwen.tiktoken"]
@@ -230,7 +230,7 @@ def test_an_adapter_in_a_backbones_folder_is_refused(tmp_path: Path) -> None:
 
     folder = model_folder(tmp_path)
     model = AutoModelForSequenceClassification.from_pretrained(folder)
-    peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS")).save_pretrained(folder)
+    peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS")).save_pretrained(str(folder))
     for read in (
         lambda: find_folder(BackboneConfig(model=str(folder))),
         lambda: plain_model(folder, read_model_config(folder, 2)),

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from fleetune.cli.output import print_json, print_line, print_table, safe
 from fleetune.compare.summary import compare
 from fleetune.data.gate import quarantine_csv
-from fleetune.data.table import QuarantinedRecord
+from fleetune.data.table import Quarantine, QuarantinedRecord
 from fleetune.data.writing import harmless
 from fleetune.report.html import render
 from fleetune.report.page import build_page
@@ -84,7 +84,7 @@ def test_no_cell_begins_like_a_formula_and_one_apostrophe_less_is_the_text(text:
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_no_field_begins_like_a_formula_wherever_a_spreadsheet_splits(delimiter: str) -> None:
     texts = [f"{before}{text}" for before in ("", "a;", "a\t", "a,b;", 'a;"', "a\n") for text in FORMULAS]
-    table = quarantine_csv([QuarantinedRecord("x.csv", 1, text, text) for text in texts])
+    table = quarantine_csv(Quarantine(QuarantinedRecord("x.csv", 1, text, text) for text in texts))
     for row in csv.reader(io.StringIO(table, newline=""), delimiter=delimiter):
         for cell in row:
             assert not cell.lstrip(' \u00a0\ufeff"').startswith(SIGNS)
@@ -92,7 +92,7 @@ def test_no_field_begins_like_a_formula_wherever_a_spreadsheet_splits(delimiter:
 
 def test_quarantined_records_hold_no_formula() -> None:
     records = [QuarantinedRecord(text, number, text, text) for number, text in enumerate([*FORMULAS, *MARKUP, "a\0b"])]
-    rows = list(csv.reader(io.StringIO(quarantine_csv(records), newline="")))
+    rows = list(csv.reader(io.StringIO(quarantine_csv(Quarantine(records)), newline="")))
     assert len(rows) == len(records) + 1
     assert not [cell for row in rows for cell in row if cell.lstrip(" \u00a0\ufeff").startswith(SIGNS)]
 
