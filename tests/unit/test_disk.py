@@ -154,7 +154,7 @@ def test_a_ledger_that_has_what_no_run_has_is_damaged(change: str, tmp_path: Pat
     with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db:
         db.executescript(change)
     for use in (Ledger, LedgerReader, load_results, read_status):
-        with pytest.raises(StorageError, match=r"ledger\.sqlite is damaged \((it has a|a column)") as caught:
+        with pytest.raises(StorageError, match=r"ledger\.sqlite is damaged \((it has a|a column|malformed)") as caught:
             use(tmp_path)
         assert len(str(caught.value).splitlines()) == 2
     assert not log_test_use(tmp_path, "compare", "accuracy", 1)
