@@ -55,10 +55,12 @@ rank = [4, 8]
 TOML_PIECES = [
     *(b"[", b"]", b"[[", b"=", b"'", b'"', b'"""', b"{", b"}", b"\n", b"\0", b"\xff", b"nan", b"inf", b"-", b"."),
     *(b"1e999", b"9" * 500, b"0x", b"2026-01-01", b"[method]\n", b"a.b.c = 1\n", b"\\ud800", b"[" * 300),
+    *(b"[" * 5_000, b"9" * 5_000, b"0x" + b"f" * 5_000, b"1000000000", b"a." * 20_000, b"\\u0000", b"~nobody-at-all/"),
+    *(b"-oops", b"rank = [" + b"1," * 2_000 + b"1]\n", b"epochs = [" + b"1," * 2_000 + b"1]\n", b"[[data]]\n" * 2_000),
 ]
 CSV_PIECES = [
     *(b'"', b'""', b"'", b",", b";", b"\t", b"\n", b"\r", b"\r\n", b"\0", b"\xff", b"\xef\xbb\xbf", b"\xff\xfe", b"\\"),
-    *(b"positive", b"=1", b"\x1f\x8b", b"PAR1", b"x" * 3000, b"\xe2\x80\xa8"),
+    *(b"a\n" * 20_000, b"positive", b"=1", b"\x1f\x8b", b"PAR1", b"x" * 3000, b"\xe2\x80\xa8"),
 ]
 JSON_PIECES = [
     *(
@@ -78,6 +80,7 @@ JSON_PIECES = [
         b"\0",
         b"\xff",
     ),
+    *(b"[],[]," * 20_000, b'"a":[' + b"[]," * 500 + b"[]],"),
     *(b'"text"', b'"label"', b"[" * 2000, b"9" * 5000, b"-", b"true"),
 ]
 
@@ -299,6 +302,40 @@ tracemalloc.start()
 from fleetune.data.config import DataConfig
 from fleetune.data.files import read_file
 read_file(Path({str(path)!r}), "large", DataConfig(path={str(path)!r}, text="text", label="label"))
+print(tracemalloc.get_traced_memory()[1])
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=250)
+    peak, size = int(done.stdout), path.stat().st_size
+    print(f"{suffix}: {size:,} bytes in the file, {peak:,} at the peak: {peak / size:.2f} times")
+    assert peak < 4 * size + (64 << 20)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content"),
+    [
+        ("csv", "text,label\n" + "a\n" * 2_000_000),
+        ("jsonl", "[" + "[]," * 1_500_000 + "[]"),
+        ("jsonl", '{"x":[' + "[]," * 1_500_000 + "[]]}"),
+        ("jsonl", ('{"text":[' + "[]," * 5_000 + '[]],"label":"a"}\n') * 300),
+    ],
+    ids=["ragged", "list", "unwanted", "text"],
+)
+def test_memory_of_a_hostile_file_is_bounded_too(tmp_path: Path, suffix: str, content: str) -> None:
+    """Rows of a letter, and values of two signs, took up to a hundred times the file."""
+    path = tmp_path / f"hostile.{suffix}"
+    path.write_text(content)
+    code = f"""
+import tracemalloc
+from pathlib import Path
+from fleetune.data.config import DataConfig
+from fleetune.data.files import read_file
+from fleetune.errors import DataError
+config = DataConfig(path={str(path)!r}, text="text", label="label")
+tracemalloc.start()
+try:
+    read_file(Path({str(path)!r}), "hostile", config)
+except DataError:
+    pass
 print(tracemalloc.get_traced_memory()[1])
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=250)

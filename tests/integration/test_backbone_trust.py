@@ -257,3 +257,11 @@ def test_an_unreadable_configuration_is_one_clear_line(tmp_path: Path, content: 
     (folder / "config.json").write_bytes(content)
     with pytest.raises(BackboneError):
         load_backbone(BackboneConfig(model=str(folder)), 2, "fp32")
+
+
+@pytest.mark.parametrize("name", ["-oops", "a--b", "x" * 120, "a b"])
+def test_a_name_that_the_hub_refuses_is_an_error_for_the_user(name: str) -> None:
+    with pytest.raises(BackboneError) as caught:
+        find_folder(BackboneConfig(model=name))
+    assert "no name of a model on the hub" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 2

@@ -300,3 +300,46 @@ def test_a_histogram_counts_every_text():
     assert len(histogram["edges"]) == len(histogram["counts"]) + 1
     assert histogram["edges"][-1] > histogram["max"] == 130
     assert length_histogram(np.array([], dtype=np.int32))["counts"] == []
+
+
+def test_past_a_number_of_bad_rows_they_are_counted_and_not_listed(tmp_path, monkeypatch):
+    monkeypatch.setattr("fleetune.data.table.MOST_QUARANTINED", 5)
+    write(tmp_path / "file.csv", [*numbered(20), *([("short",)] * 7), ("", "a"), ("x", ""), ("y", "")])
+    with pytest.raises(TooManyBadRowsError) as caught:
+        prepared(tmp_path, path="file.csv", max_bad_rows=9)
+    assert "10 of 30 records are bad, and max_bad_rows is 9: file.csv:22: ragged row" in str(caught.value)
+    assert "max_bad_rows = 10" in str(caught.value)
+    result = prepared(tmp_path, path="file.csv", max_bad_rows=10)
+    assert (result.audit.records, result.audit.accepted, result.audit.quarantined) == (30, 20, 10)
+    assert result.audit.reasons == {"ragged row": 7, "missing label": 2, "empty text": 1}
+    assert [bad.line for bad in result.quarantine] == [22, 23, 24, 25, 26]
+    result.write(tmp_path / "out")
+    with (tmp_path / "out" / "quarantine.csv").open(newline="") as file:
+        *listed, last = list(csv.reader(file))
+    assert len(listed) == 6
+    assert last[2] == "5 more bad records are not listed: 2 ragged row, 2 missing label, 1 empty text"
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("[" + "[]," * 100_000 + "[]]", "not a JSON object but a list"),
+        ('{"text": "x", "label": "a", "other": [' + "[]," * 100_000 + "[]]}", "over 20,000 values in one record"),
+        ('{"text": [' + "[]," * 1_000 + '[]], "label": "a"}', "the text is a list"),
+        ('{"text": {"a": [' + "[]," * 1_000 + '[]]}, "label": "a"}', "the text is a dict"),
+        ('{"text": "x", "label": [' + "[]," * 1_000 + "[]]}", "unknown label: the list"),
+        ('{"text": "x", "label": [' + '"a",' * 11_000 + '"a"]}', "unknown label: the list"),
+    ],
+    ids=["list", "unwanted", "text", "object", "nested labels", "many labels"],
+)
+def test_json_of_many_values_is_a_bad_row(tmp_path, row, reason):
+    good = "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in numbered(20))
+    (tmp_path / "file.jsonl").write_text(good + row + "\n")
+    result = prepared(tmp_path, path="file.jsonl", max_bad_rows=1)
+    assert [(bad.line, bad.reason[: len(reason)]) for bad in result.quarantine] == [(21, reason)]
+
+
+def test_a_long_text_in_json_is_no_row_of_many_values(tmp_path):
+    rows = [*numbered(20), ('[{,\\"' * 100_000, "a")]
+    (tmp_path / "file.jsonl").write_text("".join(json.dumps({"text": a, "label": b}) + "\n" for a, b in rows))
+    assert prepared(tmp_path, path="file.jsonl").audit.accepted == 21

@@ -68,8 +68,7 @@ kind = "lora"
         (BASE + "[[method]]\nkind = 'lora'\nlearning_rate = [0.1, 0.2]\n" * 600, "grids have more than 1,000"),
         (BASE.replace("seeds = 2", "seeds = 1000") + f"rank = {list(range(1, 101))}", "it asks for 100,000 trials"),
         (
-            BASE
-            + "".join(f"{key} = {list(range(1, 101))}\n" for key in ("rank", "epochs", "learning_rate", "max_steps")),
+            BASE + "".join(f"{key} = {list(range(1, 101))}\n" for key in ("rank", "epochs", "batch_size", "max_steps")),
             "a grid of",
         ),
     ],
