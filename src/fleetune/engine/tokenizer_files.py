@@ -43,7 +43,7 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     check_tokenizer_files(folder)
     with one_line_errors(), quiet():
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # type: ignore[no-any-return]
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 @contextmanager
