@@ -20,6 +20,8 @@ A message is one or two lines: what was got, what was expected, what to do.
 
 from __future__ import annotations
 
+import sqlite3
+
 
 class FleetuneError(Exception):
     """Base of every exception that Fleetune raises on purpose."""
@@ -84,6 +86,10 @@ class StorageError(RunError):
 
 class ExportMismatchError(RunError):
     """A bundle does not give the logits of the trial it came from."""
+
+
+ENDS_RUN = (RunTakenOverError, StorageError, sqlite3.Error)
+"""What no trial of a run can be trained after."""
 
 
 def is_panic(error: BaseException) -> bool:

@@ -15,13 +15,14 @@ import torch
 from fleetune.data.dataset import SplitName
 from fleetune.engine.backbone import Backbone
 from fleetune.engine.checkpoint import load_checkpoint
-from fleetune.engine.evaluation import keep_logits
+from fleetune.engine.evaluation import _passes, keep_logits
 from fleetune.engine.events import Evaluated, Event, Failed, Finished, Stepped
 from fleetune.engine.fleet import Fleet, FleetData
 from fleetune.engine.generation import FolderCheckpoints
 from fleetune.engine.layout import Pack
+from fleetune.engine.micro_batches import SLOTS
 from fleetune.engine.trial import Trial, TrialSpec
-from fleetune.errors import RecipeError, RunError, StorageError
+from fleetune.errors import RecipeError, RunError, RunTakenOverError, StorageError
 from fleetune.methods import all_methods
 from tests.tiny import random_data, random_tokens, spec, tiny_backbone, train_until
 
@@ -140,6 +141,66 @@ def test_an_error_in_one_trials_own_work_is_its_own(
         together, _ = train([others[0], spec("norm", 3), others[1]], data, folder=tmp_path)
     assert [event.reason for event in together if isinstance(event, Failed)] == ["ValueError: such a method"]
     assert_untouched(together, data, others)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("where", ["forward", "backward", "evaluation", "last evaluation"])
+def test_an_error_in_one_trials_passes_is_its_own(where: str, shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, others = random_data(), [MIXED[0], *MIXED[2:4]]
+    assert any(one.training.gradient_accumulation_steps == 2 for one in others)
+    whole, asked = Backbone.logits, 0
+
+    def failing(self: Backbone, pack: Pack, heads: Any, streams: Any, *more: Any) -> Any:
+        nonlocal asked
+        logits = whole(self, pack, heads, streams, *more)
+        if all(slot % SLOTS != 1 for slot in heads) or bool(streams) is not (where in ("forward", "backward")):
+            return logits
+        asked += 1
+        if asked <= {"last evaluation": 2 * passes}.get(where, 5 if streams else 0):
+            return logits
+        if where == "backward":
+            torch.autograd.backward([one.sum() for one in logits.values()], retain_graph=True)
+        raise IndexError("such a method\nand more")
+
+    passes = len(_passes(tiny_backbone(), [0], data.tokens.sequence_lengths[data.splits["validation"]]))
+    monkeypatch.setattr(Backbone, "logits", failing)
+    for module in ("micro_batches", "evaluation"):
+        monkeypatch.setattr(f"fleetune.engine.{module}.shares_packs", lambda backbone: shared)
+    together, _ = train([others[0], spec("ia3", 9, epochs=2), *others[1:]], data)
+    monkeypatch.undo()
+    failed = [event for event in together if isinstance(event, Failed)]
+    assert [(event.trial, event.reason) for event in failed] == [("ia3-9", "IndexError: such a method")]
+    if where != "last evaluation":
+        assert failed[0].step < 20
+    assert_untouched(together, data, others)
+
+
+@pytest.mark.parametrize("where", ["training", "evaluation"])
+def test_what_every_trials_pass_raises_ends_the_fleet(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Backbone.logits
+
+    def failing(self: Backbone, pack: Pack, heads: Any, streams: Any, *more: Any) -> Any:
+        if bool(streams) is (where == "training"):
+            raise IndexError("of the backbone")
+        return whole(self, pack, heads, streams, *more)
+
+    monkeypatch.setattr(Backbone, "logits", failing)
+    with pytest.raises(IndexError, match="of the backbone"):
+        train([spec("lora", 0), spec("bitfit", 1)], random_data())
+
+
+@pytest.mark.parametrize("error", [torch.AcceleratorError("device-side assert"), RunTakenOverError("by another")])
+def test_an_error_of_the_device_or_the_run_is_no_trials_own(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Backbone.logits
+
+    def failing(self: Backbone, pack: Pack, heads: Any, *more: Any) -> Any:
+        if any(slot % SLOTS == 1 for slot in heads):
+            raise error
+        return whole(self, pack, heads, *more)
+
+    monkeypatch.setattr(Backbone, "logits", failing)
+    with pytest.raises(type(error)):
+        train([spec("lora", 0), spec("bitfit", 1)], random_data())
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), MemoryError(), StorageError("full")])

@@ -45,8 +45,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def track(write_recipe: Callable[..., Path], folder: Path) -> Callable[..., list[str]]:
+def track(write_recipe: Callable[..., Path], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """Returns what trains a tiny run with a tracker and gives the lines that users see."""
+    # A tracker that is slow to start on a busy machine would else be left behind, and meet the next test.
+    monkeypatch.setattr(feed, "SECONDS_WHEN_INTERRUPTED", 60.0)
 
     def train(tracker: str, executor: FakeExecutor) -> list[str]:
         notices: list[Notice] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -91,7 +91,7 @@ class TrialResult:
     reason: str | None = None
     predictions: Mapping[str, Predictions] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
-    losses: list[tuple[int, float]] = field(default_factory=list)
+    losses: Sequence[tuple[int, float]] = ()
     parameters: dict[str, int] = field(default_factory=dict)
     seconds: float | None = None
     peak_bytes: int | None = None

@@ -1,9 +1,9 @@
-"""A trial's predictions whose logits are read when they are asked for."""
+"""What a trial left, held so that many trials fit: logits in their files, losses in arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,3 +42,29 @@ def labels_of(predictions: Mapping[str, Pair], split: str) -> NDArray[Any]:
     if split not in predictions:
         return np.empty(0, dtype=np.int64)
     return predictions.labels[split] if isinstance(predictions, StoredPredictions) else predictions[split][0]
+
+
+class StepLosses(Sequence[tuple[int, float]]):
+    """The training losses of a trial as `(step, loss)`, in 16 bytes each.
+
+    Args:
+        steps: `(steps,)`.
+        losses: `(steps,)`, in nats.
+    """
+
+    def __init__(self, steps: NDArray[np.int64], losses: NDArray[np.float64]) -> None:
+        self._steps, self._losses = steps, losses
+
+    @overload
+    def __getitem__(self, place: int) -> tuple[int, float]: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> StepLosses: ...
+
+    def __getitem__(self, place: int | slice) -> tuple[int, float] | StepLosses:
+        if isinstance(place, slice):
+            return StepLosses(self._steps[place], self._losses[place])
+        return int(self._steps[place]), float(self._losses[place])
+
+    def __len__(self) -> int:
+        return len(self._steps)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sqlite3
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,17 +19,20 @@ from fleetune.engine.config import CHECKPOINT_SECONDS
 from fleetune.engine.cuts import Cuts
 from fleetune.engine.evaluation import EvaluationStoppedError, keep_logits
 from fleetune.engine.events import Evaluated, Event, Failed, Finished, Stepped
+from fleetune.engine.failures import is_own
 from fleetune.engine.generation import CheckpointStore
 from fleetune.engine.logits import KeptLogits
-from fleetune.engine.micro_batches import MicroBatches
+from fleetune.engine.micro_batches import MicroBatches, Work
 from fleetune.engine.positions import check_lengths, check_room
 from fleetune.engine.trial import Trial, TrialSpec
-from fleetune.errors import RunTakenOverError, StorageError, TrialFailedError, in_one_line
+from fleetune.errors import TrialFailedError, in_one_line
 from fleetune.memory import is_out_of_memory
 from fleetune.metrics import evaluate
 from fleetune.thresholds import validation_thresholds
 
 Happened = TypeVar("Happened")
+Outcome = KeptLogits | Exception
+"""What a trial predicts, or what its pass raised."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Fleet:
         self._cuts = Cuts(checkpoints, checkpoint_seconds)
         self._folder = None if checkpoints is None else checkpoints.root
         self._is_stopped = is_stopped
-        self._is_settled = False
+        self._is_settled, self._running = False, 0
         self._batches = MicroBatches(backbone, data, self.trials)
 
     def _add(self, spec: TrialSpec, slot: int) -> None:
@@ -120,7 +122,7 @@ class Fleet:
 
     def _train(self, running: list[Trial]) -> Iterator[Event]:
         while running:
-            self._is_settled = True
+            self._is_settled, self._running = True, len(running)
             if (stopped := self._is_stopped()) or self._cuts.is_due:
                 self._cuts.save(running, self._batches.packing)
             if stopped:
@@ -151,9 +153,9 @@ class Fleet:
     def _advance(self, running: list[Trial]) -> Generator[Event, None, list[Trial]]:
         """Makes one micro-batch of every trial, and the optimizer steps that it completes; returns who failed."""
         started = time.monotonic()
-        losses = self._batches.run(running)
+        work = self._batches.run(running)
         self._is_settled = False
-        happened = {trial: self._own(trial, partial(self._count, trial, *losses[trial.slot])) for trial in running}
+        happened = {trial: self._own(trial, partial(self._count, trial, work[trial.slot])) for trial in running}
         self._share_time(running, started)
         yield from (event for event in happened.values() if event is not None)
         return [trial for trial, event in happened.items() if isinstance(event, Failed)]
@@ -167,12 +169,14 @@ class Fleet:
                 raise
             return self._fail(trial, in_one_line(error))
 
-    def _count(self, trial: Trial, loss: float, texts: int, tokens: int) -> Stepped | None:
+    def _count(self, trial: Trial, work: Work | Exception) -> Stepped | None:
         """Counts one micro-batch of a trial; returns the optimizer step if that completes one.
 
         Raises:
             TrialFailedError: If the loss, or at the end a parameter, is not finite.
+            Exception: What its pass raised.
         """
+        loss, texts, tokens = _sound(work)
         if not math.isfinite(loss):
             raise TrialFailedError(f"the loss became {loss} at step {trial.progress.step + 1}")
         if not trial.finish_micro_step(loss, texts, tokens):
@@ -222,7 +226,8 @@ class Fleet:
                 yield event
         return failed
 
-    def _judge(self, trial: Trial, texts: NDArray[np.int64], logits: KeptLogits, seconds: float) -> Evaluated:
+    def _judge(self, trial: Trial, texts: NDArray[np.int64], outcome: Outcome, seconds: float) -> Evaluated:
+        logits = _sound(outcome)
         labels, own = self.data.labels[texts], logits.array()
         _check_finite(trial, own, "validation")
         thresholds = validation_thresholds(trial.spec.training.thresholds, labels, own)
@@ -234,7 +239,34 @@ class Fleet:
             trial.spec.id, trial.progress.step, trial.epoch, metrics, best, texts=len(texts), seconds=seconds
         )
 
-    def _predict(self, trials: list[Trial], texts: NDArray[np.int64]) -> dict[int, KeptLogits]:
+    def _predict(self, trials: list[Trial], texts: NDArray[np.int64]) -> dict[int, Outcome]:
+        """Returns logits by slot, or the error of a trial; what every trial of the fleet raises is raised."""
+        failed: dict[int, Outcome] = {}
+        while True:
+            left = [trial for trial in trials if trial.slot not in failed]
+            try:
+                return {**self._logits(left, texts), **failed}
+            except Exception as error:
+                if not is_own(error):
+                    raise
+                found = self._errors_alone(left, texts)
+                if not found or len(found) + len(failed) == self._running:
+                    raise
+            failed |= found
+
+    def _errors_alone(self, trials: list[Trial], texts: NDArray[np.int64]) -> dict[int, Outcome]:
+        """Returns by slot what trials raise that are asked alone."""
+        errors: dict[int, Outcome] = {}
+        for trial in trials:
+            try:
+                self._logits([trial], texts)
+            except Exception as error:
+                if not is_own(error):
+                    raise
+                errors[trial.slot] = error.with_traceback(None)
+        return errors
+
+    def _logits(self, trials: list[Trial], texts: NDArray[np.int64]) -> dict[int, KeptLogits]:
         return keep_logits(self.backbone, trials, self.data.tokens, texts, self._folder, self._is_stopped)
 
     def _finish(self, ended: list[Trial]) -> Iterator[Event]:
@@ -249,11 +281,9 @@ class Fleet:
             own = predictions.pop(trial.slot)
             yield self._own(trial, partial(self._end, trial, own, read[trial.slot], seconds_a_text))
 
-    def _end(
-        self, trial: Trial, predictions: dict[SplitName, KeptLogits], read: int, seconds_a_text: float
-    ) -> Finished:
+    def _end(self, trial: Trial, predictions: dict[SplitName, Outcome], read: int, seconds_a_text: float) -> Finished:
         """Writes what readers need of a trial that has ended, and lets it go."""
-        arrays = {split: kept.array() for split, kept in predictions.items()}
+        arrays = {split: _sound(kept).array() for split, kept in predictions.items()}
         for split, logits in arrays.items():
             _check_finite(trial, logits, split)
         trial.progress.finished = True
@@ -272,10 +302,10 @@ class Fleet:
             trained_tokens=trial.trained_tokens(self.data.tokens.lengths),
         )
 
-    def _predict_best(self, ended: list[Trial]) -> tuple[dict[int, dict[SplitName, KeptLogits]], dict[int, int]]:
+    def _predict_best(self, ended: list[Trial]) -> tuple[dict[int, dict[SplitName, Outcome]], dict[int, int]]:
         """Returns by slot what the best parameters predict, and how many texts were read for it."""
         last = {trial.slot: trial.parameters.state() for trial in ended}
-        predictions: dict[int, dict[SplitName, KeptLogits]] = {trial.slot: {} for trial in ended}
+        predictions: dict[int, dict[SplitName, Outcome]] = {trial.slot: {} for trial in ended}
         read = {trial.slot: 0 for trial in ended}
         try:
             for trial in ended:
@@ -296,11 +326,11 @@ class Fleet:
         return predictions, read
 
 
-def is_own(error: Exception) -> bool:
-    """Returns whether what a trial's own work raised concerns that trial alone: not the disk, the run, or memory."""
-    return not (
-        isinstance(error, OSError | sqlite3.Error | RunTakenOverError | StorageError) or is_out_of_memory(error)
-    )
+def _sound(outcome: Happened | Exception) -> Happened:
+    """Returns what came of a trial's pass; raises the error if that is one."""
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 def _check_finite(trial: Trial, logits: NDArray[np.float32], split: SplitName) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from fleetune.engine.backbone import Backbone
 from fleetune.engine.evaluation import shares_packs
+from fleetune.engine.failures import is_own
 from fleetune.engine.lanes import lanes
 from fleetune.engine.layout import even_runs, pack_texts
 from fleetune.engine.loss import batch_loss, class_weights
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 
     from fleetune.engine.fleet import FleetData
 
+Work = tuple[float, int, int]
+"""Loss, texts and tokens of a micro-batch."""
+Gradients = Mapping[int, "tuple[Tensor, ...]"]
+"""Flat gradients by slot; trials that are not there have none yet."""
 SLOTS = 1 << 20
 """More than a fleet has trials: slots of the parts of a trial's batch lie this far apart."""
 
@@ -98,16 +104,21 @@ class MicroBatches:
         for number in range(self._attached.pop(trial.slot, 0)):
             self._backbone.detach(trial.slot + number * SLOTS)
 
-    def run(self, running: list[Trial]) -> dict[int, tuple[float, int, int]]:
-        """Runs every trial's next micro-batch forward and backward; returns loss, texts and tokens by slot.
+    def run(self, running: list[Trial]) -> dict[int, Work | Exception]:
+        """Runs every trial's next micro-batch forward and backward; returns what came of it, by slot.
+
+        That is an error where a trial's own pass raised it, and those of others did not.
 
         Where memory runs out, the packs become half as large and the micro-batches are run again: the gradients that
         accumulated before are put back first, so no trial is trained differently.
+
+        Raises:
+            Exception: What every trial's pass raised, or what is of none of them.
         """
         while True:
             before = {trial.slot: trial.parameters.copy_gradients() for trial in running if trial.micro_step}
             try:
-                return self._backward_in_packs(running)
+                return self._backward_in_packs(running, before)
             except (MemoryError, RuntimeError) as error:
                 # In any case: what is saved on the way out is resumed from.
                 for trial in running:
@@ -123,18 +134,38 @@ class MicroBatches:
         self._least_parts *= 2
         return self._least_parts <= max(2 * trial.spec.training.batch_size for trial in running)
 
-    def _backward_in_packs(self, running: list[Trial]) -> dict[int, tuple[float, int, int]]:
-        results = {trial.slot: (0.0, 0, 0) for trial in running}
+    def _backward_in_packs(self, running: list[Trial], before: Gradients) -> dict[int, Work | Exception]:
+        results: dict[int, Work] = {trial.slot: (0.0, 0, 0) for trial in running}
+        failed: dict[int, Exception] = {}
         parts = dict.fromkeys(results, 1)
-        done = lanes().map(self._backward_of, self._packs(running), self._backbone.serves_lanes)
-        for part, loss in itertools.chain(*done):
+        attempt = partial(self._attempt, before=before)
+        for part, loss in itertools.chain(*lanes().map(attempt, self._packs(running), self._backbone.serves_lanes)):
+            if isinstance(loss, Exception):
+                failed.setdefault(part.trial.slot, loss)
+                continue
             so_far, texts, tokens = results[part.trial.slot]
             more = int(self._data.tokens.lengths[part.texts].sum())
             results[part.trial.slot] = so_far + loss, texts + len(part.texts), tokens + more
             parts[part.trial.slot] = max(parts[part.trial.slot], part.number + 1)
+        if len(failed) == len(running):
+            raise next(iter(failed.values()))
         for trial in running:
             trial.parameters.gather_gradients(parts[trial.slot])
-        return results
+        return {**results, **failed}
+
+    def _attempt(self, pack: list[Part], before: Gradients) -> list[tuple[Part, float | Exception]]:
+        """Returns each part's loss, or the error of a trial; those that share a pack with it run again without it."""
+        try:
+            return [*self._backward_of(pack)]
+        except Exception as error:
+            if not is_own(error):
+                raise
+            if len(pack) == 1:
+                # Without its frames, which hold all that the pass computed.
+                return [(pack[0], error.with_traceback(None))]
+        for part in pack:
+            part.trial.parameters.restore_part(part.number, before.get(part.trial.slot))
+        return list(itertools.chain(*(self._attempt([part], before) for part in pack)))
 
     def _packs(self, running: list[Trial]) -> list[list[Part]]:
         """Returns which parts run in one pack: on a processor one each, on a GPU one of each of several trials."""

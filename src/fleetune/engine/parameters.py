@@ -141,11 +141,16 @@ class TrialParameters:
 
     def restore_gradients(self, gradients: tuple[Tensor, ...] | None) -> None:
         """Sets the flat gradients to a copy of them, or to zero, and clears those of every part."""
-        for leaves in self._leaves:
-            for gradient in leaves.gradients:
+        for number in range(len(self._leaves)):
+            self.restore_part(number, gradients)
+
+    def restore_part(self, number: int, gradients: tuple[Tensor, ...] | None) -> None:
+        """Sets the gradients of part `number` of a batch to what they were before: `gradients` for 0, else zero."""
+        for place, gradient in enumerate(self._leaves[number].gradients):
+            if number == 0 and gradients is not None:
+                gradient.copy_(gradients[place])
+            else:
                 gradient.zero_()
-        for own, kept in zip(self._leaves[0].gradients, gradients or (), strict=False):
-            own.copy_(kept)
 
     def gather_gradients(self, parts: int) -> None:
         """Adds the gradients of the `parts` that a batch had to those of `tensors`, in their order, and clears them.

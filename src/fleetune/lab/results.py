@@ -11,9 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fleetune.compare.costs import Cost
 from fleetune.compare.held_out import HeldOutTexts, TestUse
 from fleetune.compare.result import TrialResult, TrialStatus
+from fleetune.compare.stored import StepLosses
 from fleetune.errors import RunError, UserError
 from fleetune.lab.disk import storage_error
 from fleetune.lab.folder import TRIAL_ID, RunFolder
@@ -169,7 +172,7 @@ def _trial(
         reason=row["reason"],
         predictions=kept.of(place.predictions(row["id"]), row["data"]) if done else {},
         history=_history(ledger, row["id"]),
-        losses=[(step["step"], step["loss"]) for step in _steps(ledger, row["id"])],
+        losses=_losses(ledger, row["id"]),
         parameters=json.loads(row["parameters"]),
         seconds=row["seconds"] if done else None,
         peak_bytes=row["peak_bytes"],
@@ -239,9 +242,10 @@ def _history(ledger: LedgerReader, trial: str) -> list[dict[str, Any]]:
     return list(history.values())
 
 
-def _steps(ledger: LedgerReader, trial: str) -> list[Row]:
+def _losses(ledger: LedgerReader, trial: str) -> StepLosses:
     query = "SELECT step, loss FROM steps WHERE trial = ? AND loss IS NOT NULL ORDER BY step"
-    return ledger.rows(query, trial)
+    rows = np.array([tuple(row) for row in ledger.rows(query, trial)], dtype=np.float64).reshape(-1, 2)
+    return StepLosses(rows[:, 0].astype(np.int64), rows[:, 1].copy())
 
 
 def _speeds(ledger: LedgerReader) -> dict[int, tuple[float, float]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
@@ -18,14 +17,7 @@ from fleetune.engine.events import Evaluated, Event, Failed, Finished, Stepped
 from fleetune.engine.fleet import FleetData
 from fleetune.engine.optimizers import optimizer_notes
 from fleetune.engine.trial import TrialSpec
-from fleetune.errors import (
-    MethodError,
-    RecipeError,
-    RunTakenOverError,
-    StorageError,
-    UserError,
-    in_one_line,
-)
+from fleetune.errors import ENDS_RUN, MethodError, RecipeError, UserError, in_one_line
 from fleetune.lab.checkpoints import FleetCheckpoints, remove_leftovers
 from fleetune.lab.costs import TextCosts, costs_of
 from fleetune.lab.disk import naming_faults, storage_error
@@ -191,7 +183,7 @@ class _Run:
             if not fitting:
                 raise
             self._fail(left, error)
-        except (RunTakenOverError, StorageError, sqlite3.Error):
+        except ENDS_RUN:
             raise
         except Exception as error:  # memory ran out, or a fault of ours: the other fleets go on
             # What ends a run ends no trial: these wait until it goes on.

@@ -1,0 +1,17 @@
+"""Which errors are a trial's own, so that the others of its fleet go on."""
+
+from __future__ import annotations
+
+import torch
+
+from fleetune.engine.evaluation import EvaluationStoppedError
+from fleetune.errors import ENDS_RUN
+from fleetune.memory import is_out_of_memory
+
+_OF_ALL = (OSError, *ENDS_RUN, EvaluationStoppedError, torch.AcceleratorError)
+"""After an error of an accelerator nothing runs on it any more."""
+
+
+def is_own(error: Exception) -> bool:
+    """Returns whether what a trial's own work raised concerns that trial alone: not the disk, the run, or memory."""
+    return not (isinstance(error, _OF_ALL) or is_out_of_memory(error))
