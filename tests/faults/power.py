@@ -11,6 +11,8 @@ from pathlib import Path, PurePosixPath
 from tests.faults.shim import ABOVE, Event, Kind
 
 RUN = "run"
+DATABASE = "ledger.sqlite"
+LOG = f"{DATABASE}-wal"
 
 
 class Names(Enum):
@@ -29,8 +31,8 @@ def lose_what_was_not_synced(folder: Path, events: list[Event], removed: Path, n
     from a link that the shim makes to a file before it loses a name: the file itself stays on disk with all that is
     written to it, nothing is copied while a run lasts, and a call that fails leaves a link that nobody looks at.
 
-    Left as they are, once the run's folder is on disk: the files of SQLite, which writes at offsets, finds by checksums
-    what is whole, and syncs its own names.
+    Of SQLite's files the log is cut off like others, as long as it only grows: until what it holds is copied into the
+    database. The database itself is left as it is, and so are their names, which SQLite syncs by itself.
 
     Args:
         folder: The run's, which was not there before the first event.
@@ -38,7 +40,7 @@ def lose_what_was_not_synced(folder: Path, events: list[Event], removed: Path, n
         removed: Folder with those links, each named by the number of the event.
         names: Which of the two ends.
     """
-    disk = Disk(removed)
+    disk, log = Disk(removed), _log_of_sqlite(events)
     for event in events:
         if not _is_of_sqlite(event.path):
             disk.apply(event)
@@ -46,6 +48,9 @@ def lose_what_was_not_synced(folder: Path, events: list[Event], removed: Path, n
     if not isinstance(run, Folder):
         return
     _find_files(run, folder)
+    if log is not None and log.size > log.synced:
+        assert (folder / LOG).stat().st_size == log.size, "the log was written at other places"
+        os.truncate(folder / LOG, log.synced)
     after = folder.with_name(f"{folder.name}.after")
     is_left = RUN in disk.above.after(names)
     if is_left:
@@ -59,6 +64,26 @@ def lose_what_was_not_synced(folder: Path, events: list[Event], removed: Path, n
 
 def _is_of_sqlite(path: str) -> bool:
     return path.startswith("ledger")
+
+
+def _log_of_sqlite(events: list[Event]) -> File | None:
+    """Returns how much of the write-ahead log is on disk; None once it begins anew, at places unknown."""
+    log = File()
+    for event in events:
+        if event.path == DATABASE and event.kind is Kind.WRITE and log.size:
+            return None
+        if event.path != LOG:
+            continue
+        match event.kind:
+            case Kind.OPEN:
+                log.size, log.synced = event.bytes, min(log.synced, event.bytes)
+            case Kind.WRITE:
+                log.size += event.bytes
+            case Kind.SYNC:
+                log.sync()
+            case Kind.UNLINK:
+                log = File()
+    return log
 
 
 @dataclass(eq=False)

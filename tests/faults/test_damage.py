@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.faults.bench import Bench, Failures
-from tests.faults.ending import read_ending
+from tests.faults.ending import Ending, read_ending
 from tests.faults.shim import Action, Fault
 
 OFFSETS = 200
@@ -121,10 +122,19 @@ def ends_the_same_but_for_curves_or_loudly(bench: Bench, folder: Path) -> None:
     """Fails where the run passes over more than a changed number of a curve, which has no checksum before the end."""
     ended = bench.attempt(folder)
     if ended.code == 0:
-        differences = read_ending(folder).differences(bench.reference[0])
+        ending, expected = read_ending(folder), bench.reference[0]
+        differences = ending.differences(expected)
         assert all(one.startswith(CURVES) for one in differences), "; ".join(differences)
+        assert points(ending) == points(expected), "a point of a curve is lost, or one is too many"
     else:
         assert ended.is_loud and "ledger" in ended.error, ended.stderr
+
+
+def points(ending: Ending) -> list[tuple[Any, ...]]:
+    """Returns of which trials, steps and metrics there are numbers."""
+    return [
+        (row["trial"], row["step"], row.get("name")) for table in ("steps", "metrics") for row in ending.rows[table]
+    ]
 
 
 CURVES = ("metrics: ", "steps: ")

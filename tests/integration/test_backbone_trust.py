@@ -208,6 +208,7 @@ def test_an_index_names_safetensors_in_the_folder_alone(tmp_path: Path, name: st
     ):
         with pytest.raises(BackboneError, match=re.escape(INDEX)) as refused:
             read()
+        assert ("which is not there" if name == "no.safetensors" else "in the folder alone") in str(refused.value)
         assert len(str(refused.value).splitlines()) == 2
     assert not (tmp_path / "was run").exists()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import shutil
 import socket
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from fleetune.bundle import load_bundle
 from fleetune.bundle.entries import MAX_DEPTH, name_fault, read_table
@@ -574,7 +577,7 @@ def test_an_exported_method_names_its_modules_in_full_where_a_pattern_chose_them
     assert is_literal(["query", "all-linear", 3, None])
 
 
-def test_groups_within_groups_are_counted_together(wholes: dict[str, Path], tmp_path: Path) -> None:
+def test_groups_within_groups_are_counted_together() -> None:
     from fleetune.bundle.configuration import _check_fields
 
     _check_fields({"num_hidden_groups": 4, "inner_group_num": 8}, 2)
@@ -609,25 +612,30 @@ def test_the_configuration_of_many_labels_may_be_large() -> None:
         assert len(json.dumps(fields, indent=2)) < config_limit(manifest) < (16 << 20)
 
 
-def test_a_configuration_writes_nothing_to_the_terminal(
-    wholes: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_configuration_writes_nothing_to_the_terminal(wholes: dict[str, Path], tmp_path: Path) -> None:
     from fleetune.engine.model_config import read_model_config
     from fleetune.errors import BackboneError
 
+    # The library's own handler writes to the stderr that was there when it was imported.
+    logger, handler = logging.getLogger("transformers"), logging.StreamHandler(said := io.StringIO())
     sign = "\x1b]0;PWNED\x07"
-    for architecture in ("llama", "bert"):
-        fields = json.loads((tiny_folder(architecture) / "config.json").read_text())
-        fields["rope_parameters"] = fields["rope_scaling"] = {"rope_type": "linear", "factor": sign, "rope_theta": sign}
-        (tmp_path / "config.json").write_text(json.dumps(fields))
+    rope = {"rope_type": "linear", "factor": sign, "rope_theta": sign}
+    fields = json.loads((tiny_folder("llama") / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**fields, "rope_parameters": rope, "rope_scaling": rope}))
+    folder = copied(wholes, tmp_path)
+    edit(folder, "model_config.json", lambda fields: fields.update(rope_parameters=rope))
+    logger.addHandler(handler)
+    try:
         with suppress(BackboneError):
             read_model_config(tmp_path)
-    folder = copied(wholes, tmp_path)
-    rope = {"rope_type": "linear", "factor": sign}
-    edit(folder, "model_config.json", lambda fields: fields.update(rope_parameters=rope))
-    with suppress(BundleError):
-        load_bundle(folder)
-    assert "PWNED" not in "".join(capfd.readouterr())
+        with suppress(BundleError):
+            load_bundle(folder)
+        assert "PWNED" not in said.getvalue()
+        with suppress(KeyError, TypeError, ValueError):
+            AutoConfig.from_pretrained(tmp_path)
+        assert "PWNED" in said.getvalue(), "transformers says it no more: nothing is left to test"
+    finally:
+        logger.removeHandler(handler)
 
 
 def test_an_object_that_repeats_nothing_is_read_as_it_is(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from fleetune.data.dataset import Dataset
 from fleetune.data.tokens import tokenize_in_memory
 from fleetune.engine.config import BackboneConfig
 from fleetune.engine.tokenizer import load_tokenizer
-from fleetune.engine.tokenizer_files import MAX_CONTAINERS, check_tokenizer_files, read_tokenizer
+from fleetune.engine.tokenizer_files import check_tokenizer_files, read_tokenizer
 from fleetune.errors import BackboneError, DataError
 from tests.tiny import tiny_folder
 
@@ -122,7 +122,6 @@ def test_steps_of_known_tokenizers_pass(tmp_path: Path, steps: list[Any]) -> Non
         {"fast_tokenizer_files": [3]},
         {"merges_file": "../merges.txt"},
         {"vocab_file": "/etc/passwd"},
-        {"deep": [[]] * (MAX_CONTAINERS + 1)},
         {"long": "x" * (5 << 20)},
     ],
     ids=lambda config: str(config)[:40],
@@ -134,6 +133,14 @@ def test_a_backbones_tokenizer_stays_in_its_folder(tmp_path: Path, config: dict[
     with pytest.raises(BackboneError, match="tokenizer_config") as refused:
         load_tokenizer(BackboneConfig(model=str(folder)))
     assert len(str(refused.value).splitlines()) <= 2
+
+
+def test_lists_and_tables_of_a_tokenizer_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = written(tmp_path, {**word_pieces(), "x": [[]] * 100})
+    check_tokenizer_files(folder)
+    monkeypatch.setattr("fleetune.engine.tokenizer_files.MAX_CONTAINERS", 100)
+    with pytest.raises(ValueError, match="more than 100 lists and tables"):
+        check_tokenizer_files(folder)
 
 
 def failing(kind: str) -> dict[str, Any]:
@@ -174,4 +181,5 @@ def test_a_library_that_breaks_down_ends_the_command_with_a_few_lines(
 
     monkeypatch.setattr(commands, "app", panics)
     assert run_command_line(["plan"]) == 1
-    assert len(capsys.readouterr().err.splitlines()) <= 3
+    said = capsys.readouterr().err
+    assert "index out of bounds" in said and len(said.splitlines()) <= 3

@@ -82,12 +82,17 @@ def test_a_recipe_beyond_measure_is_refused_before_it_is_expanded(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "override",
-    ["data.x=" + "[" * 5_000, "data.x=" + "9" * 5_000, "a." * 20_000 + "b=1", "data.x={" + "a." * 20_000 + "a=1}",
-     "method." + "9" * 5_000 + ".rank=1"],
-)  # fmt: skip
-def test_an_override_beyond_measure_is_refused(override: str):
-    with pytest.raises(RecipeError) as caught:
+    ("override", "said"),
+    [
+        ("data.x=" + "[" * 5_000, "more than 32 levels deep"),
+        ("data.x=" + "9" * 5_000, "Exceeds the limit"),
+        ("a." * 20_000 + "b=1", "more than 32 keys"),
+        ("data.x={" + "a." * 20_000 + "a=1}", "more than 16 parts"),
+        ("method." + "9" * 5_000 + ".rank=1", "no entry '9{200}"),
+    ],
+)
+def test_an_override_beyond_measure_is_refused(override: str, said: str):
+    with pytest.raises(RecipeError, match=said) as caught:
         apply_overrides(copy.deepcopy(MINIMAL), [override])
     assert len(str(caught.value).splitlines()) <= 2
 

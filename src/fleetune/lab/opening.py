@@ -46,7 +46,7 @@ def gather_for_run(recipe: Recipe, place: RunFolder) -> Inputs:
         path = place.path / "bad-records.csv" if place.ledger.exists() else own
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, quarantine_csv(error.quarantine))
-        error.args = (f"{error} All of them: {path}",)
+        error.args = (f"{error} They are listed in {path}",)
         raise
 
 
