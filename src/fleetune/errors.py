@@ -13,6 +13,7 @@
         ├── RunLockedError       another process works on the same run folder
         ├── RunTakenOverError    another process took the run up; this one may write nothing any more
         ├── StorageError         a disk is full, broken, read-only, or shut to this user
+        ├── DeviceError          an accelerator failed; another process may use it again
         └── ExportMismatchError  a bundle does not give the logits of the trial it came from
 
 A message is one or two lines: what was got, what was expected, what to do.
@@ -84,11 +85,15 @@ class StorageError(RunError):
     """A disk is full, broken, read-only, or shut to this user. The message names the file."""
 
 
+class DeviceError(RunError):
+    """An accelerator failed, and this process can use it no more."""
+
+
 class ExportMismatchError(RunError):
     """A bundle does not give the logits of the trial it came from."""
 
 
-ENDS_RUN = (RunTakenOverError, StorageError, sqlite3.Error)
+ENDS_RUN = (RunTakenOverError, StorageError, DeviceError, sqlite3.Error)
 """What no trial of a run can be trained after."""
 
 

@@ -15,8 +15,9 @@ from fleetune.engine.checkpoint import SavedFile
 from fleetune.engine.events import Event, Finished
 from fleetune.engine.generation import CheckpointStore, Generation, TrialCut
 from fleetune.errors import RecipeError, RunError, StorageError
-from fleetune.lab.checkpoints import FleetCheckpoints, remove_leftovers
+from fleetune.lab.checkpoints import FleetCheckpoints, close_fleet, remove_leftovers
 from fleetune.lab.disk import naming_faults
+from fleetune.lab.division import Division
 from fleetune.lab.executors.base import FleetJob, StartedFleet
 from fleetune.lab.kept_files import remove_partials
 from fleetune.lab.ledger import Ledger, LedgerReader
@@ -181,6 +182,57 @@ def test_damage_is_told_noted_and_put_aside(write_recipe: Callable[..., Path], f
     aside = list((folder / "trials").glob("*/quarantine/*"))
     assert sorted(path.parents[1].name for path in aside) == sorted(row["trial"] for row in noted)
     assert len(aside) == (1 if damaged == "newest" else 2)
+
+
+def test_trials_that_are_done_keep_company_with_those_that_begin_anew(
+    write_recipe: Callable[..., Path], folder: Path
+) -> None:
+    class EndsEarly(Saving):
+        def _events(self, job: FleetJob) -> Iterator[Event]:
+            events = list(super(Saving, self)._events(job))
+            ids = [spec.id for spec in job.specs]
+            yield from (event for event in events if event.trial == ids[0])
+            save(job.checkpoints, ids[1:])
+            raise _Killed
+
+    recipe, again = load_recipe(write_recipe()), FakeExecutor()
+    killed(recipe, folder, first := EndsEarly())
+    assert [trial.status for trial in read_status(folder).trials].count("done") == 1
+    for file in (folder / "trials").glob("*/last/state-*"):
+        file.write_text("x" * file.stat().st_size)
+    lines: list[str] = []
+    summary = run(recipe, folder, lambda one: lines.append(one.text) if isinstance(one, Noted) else None, again)
+    assert again.jobs == first.jobs and (summary.done, summary.skipped) == (3, 1)
+    assert lines[-1] == "no whole checkpoint is left: 3 trials begin anew"
+
+
+def test_a_trial_is_trained_again_in_the_company_that_it_had_last(ledger: Ledger, tmp_path: Path) -> None:
+    division = Division(ledger, "trials")
+    (planned,) = division.open_fleets(0)
+    with ledger.transaction() as db:
+        close_fleet(db, planned.id)
+    for trial in "ab":
+        ledger.fail_trial(trial, "alone")
+    division.retry_failed()
+    (retried,) = division.open_fleets(0)
+    halves = division.divide(retried, "ab", None)
+    with ledger.transaction() as db:
+        db.execute("UPDATE fleets SET trials = '[\"b\"]' WHERE id = ?", (retried.id,))
+        for half in halves:
+            close_fleet(db, half.id)
+    division.begin_again(["b", "a"])
+    assert {fleet.trials for fleet in division.open_fleets(0)} == {("b",), ("a", "b")}
+
+
+def test_halves_of_a_fleet_begin_with_whole_packs(ledger: Ledger, tmp_path: Path) -> None:
+    division = Division(ledger, "trials")
+    (fleet,) = division.open_fleets(0)
+    store = FleetCheckpoints(ledger, tmp_path / "trials", fleet.id, ("a", "b"), pytest.fail)
+    assert save(store, ["a", "b"]).packing
+    halves = division.divide(fleet, "ab", store.latest())
+    for half in halves:
+        found = FleetCheckpoints(ledger, tmp_path / "trials", half.id, half.trials, pytest.fail).latest()
+        assert found is not None and (found.ids, found.packing) == (list(half.trials), {})
 
 
 @pytest.fixture

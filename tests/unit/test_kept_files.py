@@ -12,14 +12,16 @@ import torch
 
 from fleetune.engine.checkpoint import save_tensors
 from fleetune.engine.generation import Generation, TrialCut
+from fleetune.engine.loss import batch_loss
 from fleetune.errors import RunError, StorageError
 from fleetune.lab.checkpoints import FleetCheckpoints, remove_leftovers
-from fleetune.lab.ledger import Ledger
+from fleetune.lab.kept_files import refuse_damaged
+from fleetune.lab.ledger import Ledger, LedgerReader
 from fleetune.lab.notices import Noted, Notice
 from fleetune.lab.recipe import Recipe, load_recipe
 from fleetune.lab.results import load_results
 from fleetune.lab.runner import run
-from tests.unit.test_runner import FakeExecutor
+from tests.unit.test_runner import STEPS, FakeExecutor
 
 
 @pytest.fixture
@@ -133,3 +135,46 @@ def test_what_became_of_the_data_is_written_again_where_it_is_damaged(finished: 
         (folder / name).write_bytes(before[name][:-3] + b"\x01\x02\x03")
         run(recipe, folder, executor=FakeExecutor())
         assert {one: (folder / one).read_bytes() for one in names} == before, name
+
+
+@pytest.mark.parametrize("kind", ["best", "predictions"])
+def test_a_trial_that_is_trained_again_with_other_digits_is_whole_and_leaves_the_others(
+    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    def files() -> dict[Path, bytes]:
+        paths = [path for path in (folder / "trials").rglob("*") if path.is_file()]
+        return {path: path.read_bytes() for path in paths if "quarantine" not in path.parts}
+
+    recipe, folder = load_recipe(write_recipe()), tmp_path / "run"
+    assert run(recipe, folder).done == 4
+    before = files()
+    damaged = min(path for path in before if path.parent.name == kind or path.stem == kind)
+    trial = damaged.relative_to(folder / "trials").parts[0]
+    damaged.write_bytes(before[damaged][:-1])
+    monkeypatch.setattr("fleetune.engine.micro_batches.batch_loss", lambda *given: 1.01 * batch_loss(*given))
+    assert run(recipe, folder).skipped == 3
+    monkeypatch.undo()
+    after = files()
+    changed = {path for path in {**before, **after} if before.get(path) != after.get(path)}
+    assert changed and {path.relative_to(folder / "trials").parts[0] for path in changed} == {trial}
+    with LedgerReader(folder) as ledger:
+        for one in load_results(folder).trials:
+            refuse_damaged(ledger, folder, one.id, ["best", "last", "predictions"])
+    untouched = FakeExecutor()
+    run(recipe, folder, executor=untouched)
+    assert untouched.jobs == []
+
+
+def test_a_trial_that_ends_earlier_the_second_time_keeps_nothing_of_the_first(
+    finished: tuple[Recipe, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, folder = finished
+    path = sorted(folder.glob("trials/*/predictions.parquet"))[0]
+    path.unlink()
+    monkeypatch.setattr("tests.unit.test_runner.STEPS", STEPS - 1)
+    run(recipe, folder, executor=FakeExecutor())
+    ends = {
+        (trial.id == path.parent.name, max(trial.losses)[0], trial.history[-1]["step"])
+        for trial in load_results(folder).trials
+    }
+    assert ends == {(True, STEPS - 1, STEPS - 1), (False, STEPS, STEPS)}

@@ -17,10 +17,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fleetune.compare.summary import compare
 from fleetune.engine.events import Evaluated, Event, Failed, Finished, Stepped
-from fleetune.errors import BackboneError, MethodError, RecipeError, RunError, RunLockedError, StorageError, UserError
+from fleetune.errors import (
+    BackboneError,
+    DeviceError,
+    MethodError,
+    RecipeError,
+    RunError,
+    RunLockedError,
+    StorageError,
+    UserError,
+)
 from fleetune.lab import runner as runner_module
 from fleetune.lab.executors.base import BackboneFacts, FleetJob, StartedFleet
 from fleetune.lab.export import choose_trial
@@ -113,7 +123,7 @@ def test_a_run_leaves_what_the_design_names(recipe: Recipe, folder: Path):
         ("lora", 0, "done"), ("lora", 1, "done"), ("head", 0, "done"), ("head", 1, "done"),
     ]  # fmt: skip
     first = results.trials[0]
-    assert first.losses == [(step, pytest.approx(1 / step)) for step in range(1, STEPS + 1)]
+    assert list(first.losses) == [(step, pytest.approx(1 / step)) for step in range(1, STEPS + 1)]
     assert [entry["best"] for entry in first.history] == [False, True, False, False]
     assert np.isnan(first.history[0]["metrics"]["roc_auc"])
     assert first.parameters == {"adapter": 512, "head": 66, "trainable": 578, "total": first.parameters["total"]}
@@ -511,18 +521,31 @@ def test_multi_label_predictions_survive_the_file(tmp_path: Path):
         assert (read[split][1] == values).all() and read[split][1].dtype == np.float32
 
 
-def test_what_does_not_fit_one_fleet_stops_no_other(write_recipe: Callable[..., Path], folder: Path):
-    methods = [
-        {"kind": "head", "name": "first"},
-        {"kind": "full"},
-        {"kind": "full", "name": "later", "layer_decay": 0.5},
-    ]
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_what_does_not_fit_one_fleet_stops_no_other(write_recipe: Callable[..., Path], folder: Path, place: int):
+    methods: list[dict[str, Any]] = [{"kind": "full"}, {"kind": "full", "name": "later", "layer_decay": 0.5}]
+    methods.insert(place, {"kind": "head"})
     recipe = load_recipe(write_recipe(method=methods))
     summary = run(recipe, folder, executor=FakeExecutor({"full": MethodError("it does not fit this backbone")}))
     assert (summary.done, summary.failed) == (2, 4)
     reasons = {trial.method: trial.reason for trial in load_results(folder).trials}
-    assert reasons == {"first": None, "full": "it does not fit this backbone", "later": "it does not fit this backbone"}
+    assert reasons == {"head": None, "full": "it does not fit this backbone", "later": "it does not fit this backbone"}
 
+
+def test_an_accelerator_that_fails_stops_the_run_and_fails_no_trial(write_recipe: Callable[..., Path], folder: Path):
+    recipe = load_recipe(write_recipe(method=[{"kind": "full"}, {"kind": "head"}]))
+    executor = FakeExecutor({"full": torch.AcceleratorError("CUDA error: device-side assert triggered\nand more")})
+    with pytest.raises(DeviceError, match="device-side assert triggered") as stopped:
+        run(recipe, folder, executor=executor)
+    assert len(str(stopped.value).splitlines()) == 2
+    assert len(executor.jobs) == 1, "what comes after it would fail without a fault"
+    assert not {"failed", "done"} & {trial.status for trial in read_status(folder).trials}
+    with LedgerReader(folder) as ledger:
+        assert [row["outcome"] for row in ledger.rows("SELECT outcome FROM attempts")] == ["interrupted"]
+    assert run(recipe, folder, executor=FakeExecutor()).done == 4
+
+
+def test_where_nothing_fits_it_is_said_at_once(write_recipe: Callable[..., Path], folder: Path):
     other = load_recipe(write_recipe(method=[{"kind": "full"}]))
     with pytest.raises(MethodError, match="does not fit"):
         run(other, folder.parent / "alone", executor=FakeExecutor({"full": MethodError("it does not fit")}))

@@ -53,8 +53,11 @@ class Cuts:
         self._saved_at = time.monotonic()
 
     def close(self, trial: Trial) -> None:
-        """Writes what readers need of a trial that has ended."""
-        if self._store is not None:
+        """Writes what readers need of a trial that has ended, unless they have it from another time.
+
+        That it would be the same holds for a processor and one number of threads alone.
+        """
+        if self._store is not None and not self._store.has_final(trial.spec.id):
             with self._store.writing():
                 trial.write_final(self._store.root / trial.spec.id)
 

@@ -86,6 +86,9 @@ class CheckpointStore(Protocol):
     def end(self) -> None:
         """Lets go of every generation, since no trial is under way any more."""
 
+    def has_final(self, trial: str) -> bool:
+        """Returns whether readers have the files of a trial that ended before: it runs again as company alone."""
+
     def writing(self) -> AbstractContextManager[object]:
         """Returns what is entered to put files in the place of others; it raises where another process has the run."""
 
@@ -135,6 +138,10 @@ class FolderCheckpoints:
         self._sweep()
         with suppress(OSError):
             self._folder.rmdir()
+
+    def has_final(self, trial: str) -> bool:
+        """Returns False: what a trial that ends again writes takes the place of what it wrote before."""
+        return False
 
     def writing(self) -> AbstractContextManager[object]:
         """Returns a context without an effect: nobody else is told of the folder."""

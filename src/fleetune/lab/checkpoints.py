@@ -132,6 +132,10 @@ class FleetCheckpoints:
         self._latest, self._is_known = None, True
         self._sweep()
 
+    def has_final(self, trial: str) -> bool:
+        """Returns whether the ledger has the trial as done, and with that its files."""
+        return self._ledger.statuses().get(trial) == "done"
+
     def writing(self) -> AbstractContextManager[object]:
         """Returns a transaction of the ledger, in which no other process can take the run up."""
         return self._ledger.transaction()

@@ -78,21 +78,16 @@ class Division:
             for number, trials in failed.items():
                 _insert(db, number, trials, "retried")
 
-    def begin_afresh(self, fleet: OpenFleet, trials: Sequence[str]) -> OpenFleet:
-        """Puts a fleet of these trials, which begin anew, in the place of `fleet`; returns it."""
-        with self._ledger.transaction() as db:
-            close_fleet(db, fleet.id)
-            return _insert(db, fleet.number, trials, "afresh")
-
     def begin_again(self, trials: Sequence[str]) -> None:
-        """Opens fleets for finished trials that are to be trained again, in the company that they began in.
+        """Opens fleets for finished trials that are to be trained again, in the company that they had last.
 
         Those beside them that are done keep what they have.
         """
         if not trials:
             return
         planned: dict[str, list[str]] = {}
-        for row in self._ledger.rows("SELECT trials FROM fleets ORDER BY id DESC"):
+        # Halves come of memory that ran out, and come again if it does.
+        for row in self._ledger.rows("SELECT trials FROM fleets WHERE origin <> 'divided' ORDER BY id"):
             company = json.loads(row["trials"])
             planned |= dict.fromkeys(company, company)
         numbers = {row["id"]: row["fleet"] for row in self._ledger.rows("SELECT id, fleet FROM trials")}
@@ -110,7 +105,8 @@ class Division:
             halves = [_insert(db, fleet.number, part, "divided") for part in (trials[:middle], trials[middle:])]
             for half in halves:
                 if generation is not None:
-                    own = generation.of(list(half.trials))
+                    # What did not fit together may fit in halves without smaller packs.
+                    own = replace(generation.of(list(half.trials)), packing={})
                     add_generation(db, self._ledger.attempt, half.id, self.folder, own)
         return halves
 

@@ -239,6 +239,16 @@ class Ledger:
                 self._set_fitted(event.trial, event.parameters)
             self._note(event.trial, "finished", "")
 
+    def forget_earlier_course(self, trial: str, steps: int) -> None:
+        """Removes what the ledger has of an earlier course of a trial that has now ended after `steps`.
+
+        On another machine a trial that goes on may stop earlier, and its files have other names.
+        """
+        with self.transaction():
+            self._db.execute("DELETE FROM artifacts WHERE trial = ?", (trial,))
+            for table in ("steps", "metrics"):
+                self._db.execute(f"DELETE FROM {table} WHERE trial = ? AND step > ?", (trial, steps))  # noqa: S608
+
     def _add_evaluated(self, trial: str, texts: int, seconds: float) -> None:
         """Adds texts that were read without training on them, and the time of that."""
         self._db.execute(

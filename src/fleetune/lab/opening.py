@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sqlite3
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,7 +15,7 @@ import tomli_w
 from fleetune.data.gate import TooManyBadRowsError, quarantine_csv
 from fleetune.data.writing import write_bytes, write_text
 from fleetune.engine.config import BackboneConfig
-from fleetune.errors import BackboneError, RecipeError, RunError, StorageError
+from fleetune.errors import ENDS_RUN, BackboneError, RecipeError, RunError
 from fleetune.lab.folder import RunFolder
 from fleetune.lab.inputs import Inputs, gather_inputs
 from fleetune.lab.ledger import Ledger
@@ -71,9 +70,9 @@ def open_ledger(place: RunFolder, inputs: Inputs, command: str | None) -> Iterat
                     _freeze_presentation(place, inputs.recipe, ledger)
             yield ledger
         except BaseException as error:
-            stopped = isinstance(error, RunInterrupted | KeyboardInterrupt | StorageError | OSError | sqlite3.Error)
+            stopped = isinstance(error, (RunInterrupted, KeyboardInterrupt, OSError, *ENDS_RUN))
             # The error itself must reach the user, also where the disk is full or another process has the run.
-            with suppress(RunError, sqlite3.Error):
+            with suppress(*ENDS_RUN, RunError):
                 ledger.end_attempt("interrupted" if stopped else "failed")
             raise
         ledger.end_attempt("failed" if "failed" in ledger.statuses().values() else "done")

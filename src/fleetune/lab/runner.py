@@ -14,10 +14,11 @@ from fleetune.data.tokens import Tokens, content_hash
 from fleetune.data.writing import make_folder
 from fleetune.engine.checkpoint import final_files
 from fleetune.engine.events import Evaluated, Event, Failed, Finished, Stepped
+from fleetune.engine.failures import is_of_device
 from fleetune.engine.fleet import FleetData
 from fleetune.engine.optimizers import optimizer_notes
 from fleetune.engine.trial import TrialSpec
-from fleetune.errors import ENDS_RUN, MethodError, RecipeError, UserError, in_one_line
+from fleetune.errors import ENDS_RUN, DeviceError, MethodError, RecipeError, UserError, in_one_line
 from fleetune.lab.checkpoints import FleetCheckpoints, remove_leftovers
 from fleetune.lab.costs import TextCosts, costs_of
 from fleetune.lab.disk import naming_faults, storage_error
@@ -163,10 +164,8 @@ class _Run:
     def _train(self, fleet: OpenFleet) -> None:
         """Trains a fleet; where memory does not suffice for that, one half after the other."""
         self._stop_if_asked()
-        fleet, checkpoints = self._taken_up(fleet)
-        generation = checkpoints.latest()
-        running = fleet.trials if generation is None else tuple(generation.ids)
-        done = self._done()
+        checkpoints, done = self._checkpoints(fleet), self._done()
+        running = self._running(fleet, checkpoints)
         if done.issuperset(running):
             self._keep_held_out(self.inputs.plan.fleets[fleet.number], None)
             checkpoints.end()
@@ -177,19 +176,10 @@ class _Run:
                 if isinstance(event, Finished | Failed):
                     left.remove(event.trial)
             checkpoints.end()
-        except (UserError, RunInterrupted) as error:
-            # What does not fit one fleet must not stop the others; where nothing is trained yet, it is said at once.
-            fitting = isinstance(error, MethodError | RecipeError) and "done" in self.ledger.statuses().values()
-            if not fitting:
-                raise
-            self._fail(left, error)
-        except ENDS_RUN:
+        except (*ENDS_RUN, RunInterrupted):
             raise
-        except Exception as error:  # memory ran out, or a fault of ours: the other fleets go on
-            # What ends a run ends no trial: these wait until it goes on.
-            self._stop_if_asked()
-            if storage_error(error, self.place.path) is not None:
-                raise
+        except Exception as error:  # noqa: BLE001  what is this fleet's alone must not stop the others
+            self._raise_what_stops_the_run(error, left)
             too_large = is_out_of_memory(error) and len(left) > 1
             if not too_large:
                 self._fail(left, error)
@@ -200,16 +190,34 @@ class _Run:
             for half in self.division.divide(fleet, left, checkpoints.latest()):
                 self._train(half)
 
-    def _taken_up(self, fleet: OpenFleet) -> tuple[OpenFleet, FleetCheckpoints]:
-        """Returns a fleet and its checkpoints; where none is whole any more, what is not done of it begins anew."""
-        checkpoints = self._checkpoints(fleet)
-        checkpoints.latest()
-        if not checkpoints.was_lost:
-            return fleet, checkpoints
-        left = [trial for trial in fleet.trials if trial not in self._done()]
-        self.watch(Noted(f"no whole checkpoint is left: {len(left)} trials begin anew"))
-        fleet = self.division.begin_afresh(fleet, left)
-        return fleet, self._checkpoints(fleet)
+    def _running(self, fleet: OpenFleet, checkpoints: FleetCheckpoints) -> tuple[str, ...]:
+        """Returns the trials that go on from the newest checkpoint; where none is whole any more, all begin anew.
+
+        Those that are done are among them: without their company, the others would end with other digits.
+        """
+        generation = checkpoints.latest()
+        if checkpoints.was_lost:
+            again = len(set(fleet.trials) - self._done())
+            self.watch(Noted(f"no whole checkpoint is left: {again} trial{'s begin' if again > 1 else ' begins'} anew"))
+        return fleet.trials if generation is None else tuple(generation.ids)
+
+    def _raise_what_stops_the_run(self, error: Exception, left: Sequence[str]) -> None:
+        """Raises an error of a fleet again unless it is that fleet's alone: memory, a misfit, or a fault of ours."""
+        if isinstance(error, UserError):
+            # What does not fit one fleet must not stop the others; where there is no other, it is said at once.
+            others = {status for trial, status in self.ledger.statuses().items() if trial not in left}
+            if not isinstance(error, MethodError | RecipeError) or others <= {"failed"}:
+                raise error
+            return
+        # What ends a run ends no trial: these wait until it goes on.
+        self._stop_if_asked()
+        if storage_error(error, self.place.path) is not None:
+            raise error
+        if is_of_device(error):
+            raise DeviceError(
+                f"the accelerator failed, and this process can use it no more ({in_one_line(error)}).\n"
+                "Type the same command again: the run goes on from its last checkpoint"
+            ) from None
 
     def _checkpoints(self, fleet: OpenFleet) -> FleetCheckpoints:
         return FleetCheckpoints(
@@ -363,6 +371,7 @@ class _Run:
                     self._record_finished(event, dataset, method, costs)
 
     def _record_finished(self, event: Finished, dataset: Dataset, method: Method, costs: TextCosts) -> None:
+        self.ledger.forget_earlier_course(event.trial, event.steps)
         path = self.place.predictions(event.trial)
         write_predictions(path, dataset, event.predictions)
         self.ledger.add_artifact(path, "predictions", event.trial)
