@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +85,9 @@ def test_alone_equals_together(architecture: str, layout: str, specs: list[Trial
 
 def test_order_of_trials_does_not_matter() -> None:
     data = random_data()
-    forward, _ = train(MIXED, data)
-    backward, _ = train(MIXED[::-1], data)
-    for one in MIXED:
+    forward, _ = train(MIXED[:4], data)
+    backward, _ = train(MIXED[3::-1], data)
+    for one in MIXED[:4]:
         np.testing.assert_allclose(losses(forward, one.id), losses(backward, one.id), rtol=1e-9)
 
 
@@ -104,8 +104,13 @@ def test_a_failing_neighbour_harms_nobody() -> None:
         assert np.isfinite(finished(together, one.id).predictions["test"]).all()
 
 
-def assert_untouched(together: list[Event], data: FleetData, specs: list[TrialSpec]) -> None:
-    alone, _ = train(specs, data)
+@cache
+def on_random_data(*specs: TrialSpec) -> list[Event]:
+    return train(list(specs), random_data())[0]
+
+
+def assert_untouched(together: list[Event], specs: list[TrialSpec]) -> None:
+    alone = on_random_data(*specs)
     for one in specs:
         np.testing.assert_allclose(losses(together, one.id), losses(alone, one.id), rtol=1e-9)
         for split, logits in finished(alone, one.id).predictions.items():
@@ -121,7 +126,7 @@ def test_a_trial_that_does_not_fit_fails_alone(faulty: int) -> None:
     failed = [event for event in together if isinstance(event, Failed)]
     assert [(event.trial, event.step) for event in failed] == [("prompt-9", 0)]
     assert "prompt puts 500 to it" in failed[0].reason and "\n" not in failed[0].reason
-    assert_untouched(together, data, fitting)
+    assert_untouched(together, fitting)
 
 
 @pytest.mark.parametrize("where", ["finish_step", "judge", "write_final"])
@@ -140,7 +145,7 @@ def test_an_error_in_one_trials_own_work_is_its_own(
         patch.setattr(Trial, where, fails)
         together, _ = train([others[0], spec("norm", 3), others[1]], data, folder=tmp_path)
     assert [event.reason for event in together if isinstance(event, Failed)] == ["ValueError: such a method"]
-    assert_untouched(together, data, others)
+    assert_untouched(together, others)
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -172,7 +177,7 @@ def test_an_error_in_one_trials_passes_is_its_own(where: str, shared: bool, monk
     assert [(event.trial, event.reason) for event in failed] == [("ia3-9", "IndexError: such a method")]
     if where != "last evaluation":
         assert failed[0].step < 20
-    assert_untouched(together, data, others)
+    assert_untouched(together, others)
 
 
 @pytest.mark.parametrize("where", ["training", "evaluation"])
@@ -258,7 +263,7 @@ def test_logits_that_are_no_numbers_fail_their_trial(monkeypatch: pytest.MonkeyP
     (failed,) = (event for event in together if isinstance(event, Failed))
     assert failed.trial == "norm-3" and failed.reason.startswith("logits on validation became infinite or NaN by step")
     assert not [event for event in together if isinstance(event, Evaluated) and event.trial == "norm-3"]
-    assert_untouched(together, data, others)
+    assert_untouched(together, others)
 
 
 @pytest.mark.parametrize("evaluation", [1, 2, 4])
@@ -285,7 +290,7 @@ def test_a_stop_in_an_evaluation_saves_what_was_trained(
     assert not {(e.trial, e.step) for e in before if isinstance(e, Stepped)} & {
         (e.trial, e.step) for e in after if isinstance(e, Stepped)
     }, "a step was made twice"
-    assert_untouched([*before, *after], data, specs)
+    assert_untouched([*before, *after], specs)
 
 
 @pytest.mark.parametrize("kind", sorted(all_methods()))
