@@ -7,13 +7,15 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from fleetune.engine.checkpoint import SavedFile
+from fleetune.engine.cuts import Cuts
 from fleetune.engine.events import Event, Finished
 from fleetune.engine.generation import CheckpointStore, Generation, TrialCut
+from fleetune.engine.trial import Trial
 from fleetune.errors import RecipeError, RunError, StorageError
 from fleetune.lab.checkpoints import FleetCheckpoints, close_fleet, remove_leftovers
 from fleetune.lab.disk import naming_faults
@@ -139,6 +141,13 @@ class Saving(FakeExecutor):
 
 def save(store: CheckpointStore, trials: list[str]) -> Generation:
     """Writes and commits a generation whose files hold their own name."""
+    generation = written(store, trials)
+    store.commit(generation)
+    return generation
+
+
+def written(store: CheckpointStore, trials: list[str]) -> Generation:
+    """Writes a generation that nobody has committed."""
     name = store.new_name()
     cuts = []
     for trial in trials:
@@ -149,9 +158,7 @@ def save(store: CheckpointStore, trials: list[str]) -> Generation:
             (store.root / path).write_text(path)
             files[kind] = SavedFile(path, len(path), hashlib.sha256(path.encode()).hexdigest())
         cuts.append(TrialCut(trial, {"progress": {"step": 1}}, files["last"], files["best"]))
-    generation = Generation(tuple(cuts), {"pack_trials": 3})
-    store.commit(generation)
-    return generation
+    return Generation(tuple(cuts), {"pack_trials": 3})
 
 
 def test_a_fleet_goes_on_with_those_that_its_checkpoint_has_under_way(
@@ -339,15 +346,45 @@ def test_what_an_older_version_listed_is_taken_as_it_is(ledger: Ledger, tmp_path
 def test_a_process_that_was_taken_over_commits_no_checkpoint(ledger: Ledger, tmp_path: Path) -> None:
     store = FleetCheckpoints(ledger, tmp_path / "trials", 1, ("a", "b"), pytest.fail)
     save(store, ["a", "b"])
+    late = written(store, ["a", "b"])
     other = Ledger(tmp_path)
     other.begin_attempt({})
     newer = FleetCheckpoints(other, tmp_path / "trials", 1, ("a", "b"), pytest.fail)
     kept = save(newer, ["a", "b"])
     with pytest.raises(RunError, match="taken over"):
-        save(store, ["a", "b"])
+        store.commit(late)
     assert FleetCheckpoints(other, tmp_path / "trials", 1, ("a", "b"), pytest.fail).latest() == kept
     assert all(file.is_whole(store.root) for file in kept.files), "its names are nobody else's"
     other.close()
+
+
+class _Writing:
+    """A trial that notes that it was asked to write itself."""
+
+    def __init__(self) -> None:
+        self.cuts = 0
+
+    def cut(self, root: Path, name: str) -> TrialCut:
+        self.cuts += 1
+        return TrialCut("a", {}, SavedFile(f"a/last/state-{name}.safetensors", 0, ""))
+
+
+def test_a_process_that_was_taken_over_writes_no_file_of_a_checkpoint(ledger: Ledger, tmp_path: Path) -> None:
+    trial = _Writing()
+    cuts = Cuts(FleetCheckpoints(ledger, tmp_path / "trials", 1, ("a", "b"), pytest.fail), 0.0)
+    cuts.save([cast(Trial, trial)], {})
+    other = Ledger(tmp_path)
+    other.begin_attempt({})
+    with pytest.raises(RunError, match="taken over"):
+        cuts.save([cast(Trial, trial)], {})
+    assert trial.cuts == 1
+    other.close()
+
+
+def test_no_transaction_is_held_while_the_files_of_a_checkpoint_are_written(ledger: Ledger, tmp_path: Path) -> None:
+    store = FleetCheckpoints(ledger, tmp_path / "trials", 1, ("a", "b"), pytest.fail)
+    store.new_name()
+    assert not ledger._db.in_transaction
 
 
 def test_facts_come_back_digit_by_digit(ledger: Ledger, tmp_path: Path) -> None:

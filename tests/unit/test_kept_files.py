@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 import torch
 
+from fleetune.compare.held_out import HeldOutTexts
+from fleetune.data.writing import sha256_of
 from fleetune.engine.checkpoint import save_tensors
 from fleetune.engine.generation import Generation, TrialCut
 from fleetune.engine.loss import batch_loss
 from fleetune.errors import RunError, StorageError
 from fleetune.lab.checkpoints import FleetCheckpoints, remove_leftovers
+from fleetune.lab.folder import RunFolder
+from fleetune.lab.frozen import frozen_recipe
 from fleetune.lab.kept_files import refuse_damaged
 from fleetune.lab.ledger import Ledger, LedgerReader
 from fleetune.lab.notices import Noted, Notice
 from fleetune.lab.recipe import Recipe, load_recipe
 from fleetune.lab.results import load_results
 from fleetune.lab.runner import run
+from fleetune.lab.status import read_status
 from tests.unit.test_runner import STEPS, FakeExecutor
 
 
@@ -178,3 +186,92 @@ def test_a_trial_that_ends_earlier_the_second_time_keeps_nothing_of_the_first(
         for trial in load_results(folder).trials
     }
     assert ends == {(True, STEPS - 1, STEPS - 1), (False, STEPS, STEPS)}
+
+
+def flip(path: Path) -> None:
+    """Changes one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def texts_of(folder: Path) -> Mapping[str, HeldOutTexts]:
+    return load_results(folder).texts["reviews"]
+
+
+@pytest.mark.parametrize(("name", "read"), [("audit.json", load_results), ("held_out.parquet", texts_of)])
+def test_damaged_facts_about_the_data_of_a_run_that_ended_are_not_read(
+    finished: tuple[Recipe, Path], name: str, read: Callable[[Path], object]
+) -> None:
+    recipe, folder = finished
+    read(folder)
+    flip(folder / "data" / name)
+    with pytest.raises(RunError, match=rf"{name} is damaged: its checksum.*\n.*fleetune run .*recipe\.toml") as error:
+        read(folder)
+    assert len(str(error.value).splitlines()) == 2
+    assert read_status(folder).counts["done"] == 4
+    run(recipe, folder, executor=FakeExecutor())
+    read(folder)
+
+
+@pytest.mark.parametrize(
+    "because",
+    [
+        "DELETE FROM artifacts WHERE kind = 'data'",  # an older version made it
+        "UPDATE attempts SET ended = NULL, outcome = NULL",  # it lives or was killed: the row may not be there yet
+    ],
+)
+def test_facts_about_the_data_are_read_where_the_ledger_need_not_know_them(
+    finished: tuple[Recipe, Path], because: str
+) -> None:
+    folder = finished[1]
+    change(folder, "DELETE FROM meta WHERE key = 'seal'")
+    change(folder, because)
+    audit, held_out = folder / "data" / "audit.json", folder / "data" / "held_out.parquet"
+    audit.write_text(audit.read_text() + "\n")
+    pyarrow.parquet.write_table(pyarrow.parquet.read_table(held_out), held_out, compression="none")
+    assert load_results(folder).audits[0]["name"] == "reviews"
+    assert texts_of(folder)["test"].texts
+
+
+def test_held_out_texts_are_compared_when_they_are_read_and_once(
+    finished: tuple[Recipe, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[str] = []
+
+    def counted(path: Path) -> str:
+        compared.append(path.name)
+        return sha256_of(path)
+
+    monkeypatch.setattr("fleetune.lab.kept_files.sha256_of", counted)
+    results = load_results(finished[1])
+    assert "held_out.parquet" not in compared and compared.count("audit.json") == 1
+    assert results.texts["reviews"]["test"].texts and results.texts["reviews"]["validation"].texts
+    assert compared.count("held_out.parquet") == 1
+
+
+@pytest.mark.parametrize("content", [b"[data]\nmax_tokens = 1\n", b"\xff", b"[[[", None])
+def test_readers_have_the_recipe_of_the_ledger_where_its_file_says_something_else(
+    finished: tuple[Recipe, Path], content: bytes | None
+) -> None:
+    place = RunFolder(finished[1])
+    before, whole = place.recipe.read_bytes(), load_recipe(place.recipe)
+    assert load_results(place.path).recipe_text.encode() == before
+    place.recipe.unlink() if content is None else place.recipe.write_bytes(content)
+    results = load_results(place.path)
+    assert tomllib.loads(results.recipe_text) == tomllib.loads(before.decode())
+    assert results.hashes["recipe"] == hashlib.sha256(results.recipe_text.encode()).hexdigest()
+    with LedgerReader(place.path) as ledger:
+        found = frozen_recipe(place, ledger.meta())
+    assert (found.name, found.base, found.data, found.backbones) == (
+        whole.name, whole.base, whole.data, whole.backbones,
+    )  # fmt: skip
+
+
+def test_where_an_older_ledger_has_no_recipe_the_file_is_taken(finished: tuple[Recipe, Path]) -> None:
+    place = RunFolder(finished[1])
+    place.recipe.write_bytes(place.recipe.read_bytes() + b"\n# by hand\n")
+    change(place.path, "DELETE FROM meta WHERE key IN ('seal', 'recipe')")
+    assert load_results(place.path).recipe_text.endswith("# by hand\n")
+    with LedgerReader(place.path) as ledger:
+        assert frozen_recipe(place, ledger.meta()).data == load_recipe(place.recipe).data

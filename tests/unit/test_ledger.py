@@ -13,7 +13,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -287,6 +287,20 @@ def test_a_newer_or_damaged_ledger_is_refused(tmp_path: Path):
     for opened in (LedgerReader, Ledger):
         with pytest.raises(UserError, match="not a readable ledger"):
             opened(damaged)
+
+
+@pytest.mark.parametrize("table", ["steps", "metrics"])
+def test_rows_of_a_trial_that_is_none_are_damage(table: str, ledger: Ledger, tmp_path: Path):
+    """One bit of an id that changed: the row would be read as nobody's, and the trial's curve would have a gap."""
+    ledger.record_step(stepped("a", 1))
+    ledger.record_evaluation(Evaluated("a", 1, 0.1, {"accuracy": 0.5}, True))
+    ledger.close()
+    Ledger(tmp_path).close()
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db, db:
+        assert db.execute(f"UPDATE {table} SET trial = 'e'").rowcount == 1
+    with pytest.raises(StorageError, match=rf"ledger.sqlite is damaged \(.*{table}.*trials") as error:
+        Ledger(tmp_path)
+    assert len(str(error.value).splitlines()) == 2
 
 
 def test_a_released_script_never_changes():

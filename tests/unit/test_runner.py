@@ -10,7 +10,7 @@ import sqlite3
 import time
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -619,6 +619,11 @@ def test_a_damaged_file_of_texts_is_named_and_written_anew(recipe: Recipe, folde
     run(recipe, folder, executor=FakeExecutor())
     path = folder / "data" / "held_out.parquet"
     path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(RunError, match=r"held_out\.parquet is damaged"):
+        load_results(folder).texts["reviews"]
+    with closing(sqlite3.connect(folder / "ledger.sqlite")) as db, db:
+        db.execute("DELETE FROM meta WHERE key = 'seal'")
+        db.execute("UPDATE attempts SET ended = NULL")
     with pytest.raises(RunError, match=r"held_out\.parquet cannot be read"):
         load_results(folder).texts["reviews"]
     run(recipe, folder, executor=FakeExecutor())

@@ -75,7 +75,10 @@ class CheckpointStore(Protocol):
         """Folder of the trials: `ID/last/` and `ID/best/`."""
 
     def new_name(self) -> str:
-        """Returns what the files of the next generation are called, as no others are."""
+        """Returns what the files of the next generation are called, as no others are.
+
+        It raises where another process has the run, so that none of these files is written.
+        """
 
     def latest(self) -> Generation | None:
         """Returns the newest generation that is whole; what is damaged of a newer one is put aside."""

@@ -44,8 +44,14 @@ class FleetCheckpoints:
         self._is_known = False
 
     def new_name(self) -> str:
-        """Returns attempt and number: a process that was taken over cannot write into this one's files."""
-        rows = self._ledger.rows("SELECT seq FROM sqlite_sequence WHERE name = 'generations'")
+        """Returns attempt and number: a process that was taken over cannot write into this one's files.
+
+        Raises:
+            RunTakenOverError: If another process has the run, before a file is written in its folder.
+        """
+        # Over before the files are written: they are large, and no other writer waits that long.
+        with self._ledger.transaction():
+            rows = self._ledger.rows("SELECT seq FROM sqlite_sequence WHERE name = 'generations'")
         return f"{self._ledger.attempt}-{(rows[0]['seq'] if rows else 0) + 1}"
 
     def latest(self) -> Generation | None:

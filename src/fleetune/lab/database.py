@@ -52,11 +52,11 @@ def look_through(connection: sqlite3.Connection, path: Path) -> None:
     """Does nothing where SQLite, and whoever reads its JSON, can read every row: later it would cost hours of training.
 
     Raises:
-        StorageError: If they cannot.
+        StorageError: If they cannot, or a row belongs to a trial, an attempt or a fleet that is not there.
     """
     (said,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
     if said == "ok":
-        said = _unreadable_json(connection) or "ok"
+        said = _unreadable_json(connection) or _orphan(connection) or "ok"
     if said != "ok":
         error = sqlite3.DatabaseError(" ".join(said.split()))
         error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
@@ -98,6 +98,12 @@ def _unreadable_json(connection: sqlite3.Connection) -> str | None:
                 except ValueError as error:
                     return f"{table}: {error}"
     return None
+
+
+def _orphan(connection: sqlite3.Connection) -> str | None:
+    """Returns what is wrong with a row that names one of another table: its writer makes none whose name is unknown."""
+    row = connection.execute("PRAGMA foreign_key_check").fetchone()
+    return None if row is None else f"a row of {row[0]} names one of {row[2]} that is not there"
 
 
 def open_for_reading(path: Path) -> sqlite3.Connection:

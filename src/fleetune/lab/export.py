@@ -18,10 +18,10 @@ from fleetune.compare.calibration import TrialPoint, WishKind, bundle_scores, te
 from fleetune.data.tokens import open_tokens
 from fleetune.errors import BackboneError, RunError, UserError
 from fleetune.lab.folder import RunFolder
+from fleetune.lab.frozen import frozen_recipe
 from fleetune.lab.kept_files import refuse_damaged
 from fleetune.lab.ledger import LedgerReader
 from fleetune.lab.plan import trial_label
-from fleetune.lab.recipe import load_recipe
 from fleetune.lab.results import RunResults, load_results
 from fleetune.lab.test_uses import log_test_use
 from fleetune.methods import is_baseline
@@ -149,11 +149,11 @@ def export_trial(
     results = load_results(run)
     trial = choose_trial(results, trial_id)
     decisions = _decisions(trial, precision, recall)
-    recipe = load_recipe(RunFolder(run).recipe)
-    data = next(config for config in recipe.data if config.name == trial.data)
     with LedgerReader(run) as ledger:
         refuse_damaged(ledger, run, trial.id, ["best", "last"])
         meta = ledger.meta()
+    recipe = frozen_recipe(RunFolder(run), meta)
+    data = next(config for config in recipe.data if config.name == trial.data)
     facts = meta["backbones"][trial.id]
     config = next(config for config in recipe.backbones if config.name == trial.backbone)
     backbone = load_backbone(config, len(trial.label_names), "fp32")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,14 +120,17 @@ class KeptTexts(Mapping[str, Mapping[str, HeldOutTexts]]):
 
     Args:
         files: File of each data set; one that is not there is not among them.
+        refuse: Is called with a file before it is read, and raises where it must not be used.
     """
 
-    def __init__(self, files: Mapping[str, Path]) -> None:
+    def __init__(self, files: Mapping[str, Path], refuse: Callable[[Path], None] = lambda _: None) -> None:
+        self._refuse = refuse
         self._files = {name: path for name, path in files.items() if path.is_file()}
         self._read: dict[str, Mapping[str, HeldOutTexts]] = {}
 
     def __getitem__(self, name: str) -> Mapping[str, HeldOutTexts]:
         if name not in self._read:
+            self._refuse(self._files[name])
             self._read[name] = read_held_out(self._files[name])
         return self._read[name]
 

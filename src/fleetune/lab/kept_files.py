@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from fleetune.data.writing import PARTIAL, make_folder, sha256_of
 from fleetune.engine.checkpoint import QUARANTINE
 from fleetune.errors import RunError
 from fleetune.lab.division import Division
+from fleetune.lab.folder import RunFolder
 from fleetune.lab.ledger import Ledger, LedgerReader
 from fleetune.lab.notices import Noted, Watch
 
@@ -30,7 +32,27 @@ def refuse_damaged(ledger: LedgerReader, folder: Path, trial: str, kinds: Sequen
     """
     rows = ledger.rows("SELECT path, sha256, kind FROM artifacts WHERE trial = ? ORDER BY path", trial)
     for path in _damaged(folder, (row for row in rows if row["kind"] in kinds)):
-        raise RunError(f"{path} is damaged: its checksum is not the ledger's.\nRun the recipe again to make it anew")
+        raise _refusal(path, folder)
+
+
+def refuse_damaged_data(ledger: LedgerReader, folder: Path, paths: Iterable[Path]) -> None:
+    """Does nothing if what a run that ended says of its data is as it was written, or gone, or never was in the ledger.
+
+    Args:
+        ledger: The run's.
+        folder: The run's.
+        paths: The files, in the folders of the data.
+
+    Raises:
+        RunError: If one is not.
+    """
+    names = {path.relative_to(folder).as_posix() for path in paths if path.exists()}
+    rows = ledger.rows("SELECT path, sha256 FROM artifacts WHERE trial IS NULL ORDER BY path")
+    for path in _damaged(folder, (row for row in rows if row["path"] in names)):
+        # Asked last: a run that was taken up since may have put another file there, whose row is to come. One that was
+        # killed may have stopped between the two.
+        if _has_ended(ledger):
+            raise _refusal(path, folder)
 
 
 def all_whole(ledger: Ledger, paths: Sequence[Path]) -> bool:
@@ -76,6 +98,17 @@ def remove_partials(ledger: Ledger, data: Path) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+
+def _has_ended(ledger: LedgerReader) -> bool:
+    return any(row["ended"] is not None for row in ledger.rows("SELECT ended FROM attempts ORDER BY id DESC LIMIT 1"))
+
+
+def _refusal(path: Path, folder: Path) -> RunError:
+    again = f"fleetune run {shlex.quote(str(RunFolder(folder).recipe))}"
+    return RunError(
+        f"{path} is damaged: its checksum is not the ledger's.\nRun the recipe again to make it anew; type: {again}"
+    )
 
 
 def _damaged(folder: Path, rows: Iterable[Any]) -> Iterator[Path]:

@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from fleetune.compare.stored import StepLosses
 from fleetune.errors import RunError, UserError
 from fleetune.lab.disk import storage_error
 from fleetune.lab.folder import TRIAL_ID, RunFolder
+from fleetune.lab.frozen import frozen_text
 from fleetune.lab.held_out import KeptTexts
-from fleetune.lab.kept_files import refuse_damaged
+from fleetune.lab.kept_files import refuse_damaged, refuse_damaged_data
 from fleetune.lab.ledger import LedgerReader, Row, value_of
 from fleetune.lab.lock import is_locked
 from fleetune.lab.predictions import KeptPredictions
@@ -90,30 +92,40 @@ def _load_results(folder: Path) -> RunResults:
             for row in ledger.rows("SELECT * FROM trials ORDER BY position")
         ]
         test_uses = read_test_uses(ledger)
+        data = {name: _inside(folder, facts["folder"]) for name, facts in meta.get("data", {}).items()}
+        refuse_damaged_data(ledger, folder, [_audit_file(one) for one in data.values()])
+        audits = [_audit(one) for one in data.values()]
+    recipe_text = frozen_text(place, meta)
     environment = json.loads(attempts[-1].pop("environment")) if attempts else {}
     for attempt in attempts:
         attempt.pop("environment", None)
     return RunResults(
         name=meta.get("name", folder.name),
         folder=folder,
-        recipe_text=place.recipe.read_text("utf-8") if place.recipe.exists() else "",
+        recipe_text=recipe_text,
         trials=trials,
-        audits=[_audit(_inside(folder, facts["folder"])) for facts in meta.get("data", {}).values()],
+        audits=audits,
         environment=environment,
-        hashes=_hashes(place, meta),
+        hashes=_hashes(recipe_text, meta),
         command=meta.get("command", ""),
         attempts=attempts,
         cost=meta.get("cost", "trainable"),
         texts=KeptTexts(
-            {name: place.held_out(_inside(folder, facts["folder"])) for name, facts in meta.get("data", {}).items()}
+            {name: place.held_out(one) for name, one in data.items()}, partial(_refuse_damaged_texts, folder)
         ),
         test_uses=test_uses,
     )
 
 
-def _hashes(place: RunFolder, meta: dict[str, Any]) -> dict[str, str]:
+def _refuse_damaged_texts(folder: Path, path: Path) -> None:
+    """Compares a file of held-out texts with what the ledger has now: it is large, and read later or not at all."""
+    with _refusing_damage(folder), LedgerReader(folder) as ledger:
+        refuse_damaged_data(ledger, folder, [path])
+
+
+def _hashes(recipe_text: str, meta: dict[str, Any]) -> dict[str, str]:
     """Returns SHA-256 of the recipe, of each data set's texts and labels, and of each backbone, by what it is of."""
-    found = {"recipe": hashlib.sha256(place.recipe.read_bytes()).hexdigest()} if place.recipe.exists() else {}
+    found = {"recipe": hashlib.sha256(recipe_text.encode()).hexdigest()} if recipe_text else {}
     found |= {f"data {name}": str(facts["hash"]) for name, facts in meta.get("data", {}).items() if facts.get("hash")}
     models = [facts["model_hash"] for facts in meta.get("backbones", {}).values() if facts.get("model_hash")]
     of_several = len(set(models)) > 1
@@ -263,6 +275,10 @@ def _speeds(ledger: LedgerReader) -> dict[int, tuple[float, float]]:
     }
 
 
+def _audit_file(folder: Path) -> Path:
+    return folder / "audit.json"
+
+
 def _audit(folder: Path) -> dict[str, Any]:
-    path = folder / "audit.json"
+    path = _audit_file(folder)
     return dict(json.loads(path.read_text("utf-8"))) if path.exists() else {}
