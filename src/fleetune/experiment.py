@@ -64,7 +64,7 @@ class Experiment:
 
     Args:
         recipe: A recipe's file, or its tables as a dictionary; all else is then given there.
-        data: A data file, the keys of `[data]`, or a data frame.
+        data: A data file, the keys of `[data]`, or a data frame, which is kept at once in a file of the run's folder.
         text: Column of the text, or two columns for pairs.
         label: Column of the label, or several 0/1 columns.
         backbone: A folder, hub name or embedded name, or the keys of `[backbone]`.
@@ -75,7 +75,9 @@ class Experiment:
         out: The run's folder; `runs/NAME` if absent.
 
     Raises:
-        RecipeError: If a key is unknown or a value is wrong.
+        RecipeError: If a key is unknown or a value is wrong, or a data frame's folder holds other files than a run's.
+        DataError: If a data frame has a column that cannot be kept.
+        RunError: If the file of a data frame cannot be written, or would be reached by a link.
 
     Example:
         >>> result = Experiment(data="reviews.csv", text="review", label="sentiment",
@@ -233,23 +235,31 @@ def _document(recipe: Mapping[str, Any]) -> Document:
 
 
 def _data_table(data: Any, text: Any, label: Any, folder: Path) -> Document:
-    table = dict(data) if isinstance(data, Mapping) else {"path": str(_as_file(data, folder))}
+    if isinstance(data, Mapping):
+        table = dict(data)
+    elif isinstance(data, str | Path):
+        table = {"path": str(data)}
+    else:
+        # The name of the data is not that of the file, which comes from what it holds.
+        table = {"path": str(_as_file(data, RunFolder(folder))), "name": "texts"}
     for key, value in (("text", text), ("label", label)):
         if value is not None:
             table[key] = value if isinstance(value, str) else list(value)
     return table
 
 
-def _as_file(data: Any, folder: Path) -> Path:
-    """Returns the data's file; a data frame is written into the run's folder, so that the run can be repeated."""
-    if isinstance(data, str | Path):
-        return Path(data)
+def _as_file(data: Any, place: RunFolder) -> Path:
+    """Returns a file in the run's folder that holds a data frame, so that the run can be repeated; writes it if new."""
+    from fleetune.data.frames import keep_frame
+    from fleetune.lab.disk import naming_faults
+
     if not hasattr(data, "to_parquet"):
         raise RecipeError(f"data is a path, the keys of [data], or a data frame; got {type(data).__name__}")
-    path = folder / "data" / "texts.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data.to_parquet(path, index=False)
-    return path
+    # The outer one names what is refused above the run's folder.
+    with naming_faults(None), naming_faults(place.path):
+        place.refuse_foreign()
+        place.refuse_links()
+        return keep_frame(data, place.path / "data")
 
 
 def _training_table(training: Mapping[str, Any] | None, seeds: int | Sequence[int] | None) -> Document:

@@ -148,6 +148,7 @@ WRITES: dict[str, Callable[[Ledger], Any]] = {
     "step": slow_step,
     "evaluation": lambda ledger: ledger.record_evaluation(Evaluated("a", 3, 0.3, {"accuracy": 0.1}, True)),
     "finish": lambda ledger: ledger.finish_trial(finished("a"), 1, 1),
+    "forget": lambda ledger: ledger.forget_earlier_course("a", 0),
     "fail": lambda ledger: ledger.fail_trial("a", "stale"),
     "artifact": lambda ledger: ledger.add_artifact(ledger.folder / "recipe.toml", "recipe"),
     "note": lambda ledger: ledger.note("said", "stale"),

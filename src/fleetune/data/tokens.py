@@ -20,7 +20,7 @@ from fleetune.data.cutting import Cutting, WindowPool
 from fleetune.data.dataset import Dataset, hash_texts
 from fleetune.data.growing import GrowingArray
 from fleetune.data.sequences import NO_SEQUENCES, find_frame, lengths_of, make_sequences
-from fleetune.data.writing import PARTIAL, sha256_of
+from fleetune.data.writing import PARTIAL, make_folder, sha256_of
 from fleetune.errors import DataError, StorageError
 
 FORMAT = 1
@@ -122,7 +122,7 @@ def tokenize(
 
     Raises:
         DataError: If a text gives no tokens, or `max_tokens` leaves no room.
-        StorageError: If the cache cannot be written.
+        StorageError: If the cache cannot be written, or the folder that it is to lie in is gone.
         RecipeError: If windows would leave tokens out, or texts are pairs and would be read in windows.
     """
     folder = cache / _key(dataset, tokenizer, max_tokens, model_id, cutting)
@@ -132,6 +132,11 @@ def tokenize(
     try:
         _write(_encode(dataset, tokenizer, max_tokens, cutting), folder)
     except OSError as error:
+        if not cache.exists():
+            raise StorageError(
+                f"{cache} is gone: it was deleted or moved meanwhile.\n"
+                "Put it back, or type the same command again: what was saved is whole"
+            ) from None
         raise StorageError(
             f"the tokens cannot be written to {folder}: {error.strerror or error}.\n"
             "Free some space there, or let it be written, then type the same command again"
@@ -266,7 +271,7 @@ def _write(parts: Iterable[Mapping[str, NDArray[Any]]], folder: Path) -> None:
 
     Token ids go to the disk as they come: those of all texts are never in memory together.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent, above=0)
     temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=PARTIAL, dir=folder.parent))
     try:
         names = _write_arrays(parts, temporary)

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from fleetune.data.arrays import GivenTexts
 from fleetune.data.dataset import Dataset, SplitName
 from fleetune.engine.events import Evaluated, Event, Failed, Finished
+from fleetune.engine.failures import is_of_all
 from fleetune.engine.trial import TrialSpec
-from fleetune.errors import FleetuneError
+from fleetune.errors import FleetuneError, TrialFailedError
 from fleetune.methods.baseline import Baseline, Fitted, PretrainedModel, Task
 from fleetune.metrics import evaluate
 from fleetune.thresholds import validation_thresholds
@@ -25,14 +26,19 @@ def run_baseline(spec: TrialSpec, dataset: Dataset, model: PretrainedModel | Non
         spec: The trial; its method is a baseline.
         dataset: Its texts.
         model: The pretrained model, for a baseline that reads it.
+
+    Raises:
+        OSError: Or another error that is not the trial's own: of the disk, the run or the accelerator.
     """
     assert isinstance(spec.method, Baseline)
     started = time.monotonic()
     try:
         fitted = spec.method.fit(task_of(spec, dataset, model))
         fitted_at = time.monotonic()
-        predictions = {split: _predicted(fitted, dataset, rows) for split, rows in held_out(dataset).items()}
-    except Exception as error:  # noqa: BLE001  what goes wrong in it, memory too, stays in it
+        predictions = {split: _predicted(fitted, dataset, split, rows) for split, rows in held_out(dataset).items()}
+    except Exception as error:  # what goes wrong in it, memory too, stays in it
+        if is_of_all(error):
+            raise
         yield Failed(spec.id, 0, _reason(error))
         return
     ended = time.monotonic()
@@ -72,10 +78,13 @@ def texts_of(dataset: Dataset, rows: NDArray[np.int64]) -> GivenTexts:
     return GivenTexts([dataset.texts[row] for row in rows], second)
 
 
-def _predicted(fitted: Fitted, dataset: Dataset, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    logits = np.asarray(fitted.logits(texts_of(dataset, rows)), dtype=np.float32)
+def _predicted(fitted: Fitted, dataset: Dataset, split: SplitName, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and said below
+        logits = np.asarray(fitted.logits(texts_of(dataset, rows)), dtype=np.float32)
     if logits.shape != (len(rows), dataset.num_labels):
         raise ValueError(f"logits have shape {logits.shape}; ({len(rows)}, {dataset.num_labels}) was expected")
+    if not np.isfinite(logits).all():
+        raise TrialFailedError(f"logits on {split} became infinite or NaN")
     return logits
 
 

@@ -13,7 +13,12 @@ _OF_ALL = (OSError, *ENDS_RUN, EvaluationStoppedError)
 
 def is_own(error: Exception) -> bool:
     """Returns whether what a trial's own work raised concerns that trial alone: not the disk, the run, or memory."""
-    return not (isinstance(error, _OF_ALL) or is_of_device(error) or is_out_of_memory(error))
+    return not (is_of_all(error) or is_out_of_memory(error))
+
+
+def is_of_all(error: Exception) -> bool:
+    """Returns whether an error is of the disk, the run or the accelerator, whichever trial's work met it."""
+    return isinstance(error, _OF_ALL) or is_of_device(error)
 
 
 def is_of_device(error: Exception) -> bool:

@@ -25,7 +25,10 @@ class KeptLogits:
     Args:
         texts: How many there are.
         num_labels: Number of the classifier's outputs.
-        folder: Where a file may lie; None keeps them in memory.
+        folder: Where a file may lie, made if only itself is missing; None keeps them in memory.
+
+    Raises:
+        FileNotFoundError: If the folder above it is gone.
     """
 
     def __init__(self, texts: int, num_labels: int, folder: Path | None) -> None:
@@ -34,7 +37,8 @@ class KeptLogits:
         if folder is None or texts * num_labels * VALUE_BYTES <= MOST_BYTES_IN_MEMORY:
             self._values = np.empty(self.shape, dtype=np.float32)
         else:
-            make_folder(folder)
+            # The folder alone: a run's folder that was moved away is not made anew where it was.
+            make_folder(folder, above=0)
             self._file = tempfile.TemporaryFile(buffering=0, prefix=".logits-", dir=folder)  # noqa: SIM115
 
     @classmethod

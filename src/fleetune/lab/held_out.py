@@ -12,7 +12,7 @@ import numpy as np
 
 from fleetune.compare.held_out import HeldOutTexts
 from fleetune.data.dataset import Dataset, SplitName, hash_texts
-from fleetune.data.writing import runs, write_row_groups
+from fleetune.data.writing import make_folder, runs, write_row_groups
 from fleetune.errors import RunError
 from fleetune.lab.predictions import rows_by_split
 
@@ -34,8 +34,11 @@ def write_held_out(path: Path, dataset: Dataset, tokens: Tokens) -> None:
         path: The file.
         dataset: The texts.
         tokens: The same as tokens.
+
+    Raises:
+        FileNotFoundError: If more is missing than the data's folder.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent, above=0)
     write_row_groups(path, _schema(dataset), _groups(dataset, tokens))
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fleetune.compare.stored import StoredPredictions
 from fleetune.data.dataset import SPLITS, Dataset, SplitName, absent_label, are_known
-from fleetune.data.writing import runs, write_row_groups
+from fleetune.data.writing import make_folder, runs, write_row_groups
 from fleetune.errors import RunError
 
 Labels = NDArray[Any]
@@ -33,8 +33,11 @@ def write_predictions(path: Path, dataset: Dataset, logits: Mapping[SplitName, L
         path: The file.
         dataset: Gives labels and the indices of each split.
         logits: `(texts of the split, num_labels)` by split, in the order of the split's indices.
+
+    Raises:
+        FileNotFoundError: If more is missing than the trial's folder and that of all trials.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent, above=1)
     write_row_groups(path, _schema(dataset), _groups(dataset, logits))
 
 

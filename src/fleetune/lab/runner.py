@@ -287,6 +287,8 @@ class _Run:
 
     def _make_tokens(self, fleet: FleetPlan) -> Tokens:
         prepared, folder = self.inputs.prepared[fleet.data.name], self._data_folder(fleet)
+        # The folder of one data set of several lies a folder deeper; the run's own is never made here.
+        make_folder(folder, above=len(folder.relative_to(self.place.path).parts) - 1)
         tokens = tokens_for(prepared, fleet.backbone, fleet.data, folder / "tokens")
         with self.ledger.transaction():
             prepared.write(folder, audit_with(prepared.audit, fleet.data, tokens))
