@@ -113,7 +113,7 @@ def test_a_run_leaves_what_the_design_names(recipe: Recipe, folder: Path):
         ("lora", 0, "done"), ("lora", 1, "done"), ("head", 0, "done"), ("head", 1, "done"),
     ]  # fmt: skip
     first = results.trials[0]
-    assert first.losses == [(step, pytest.approx(1 / step)) for step in range(1, STEPS + 1)]
+    assert list(first.losses) == [(step, pytest.approx(1 / step)) for step in range(1, STEPS + 1)]
     assert [entry["best"] for entry in first.history] == [False, True, False, False]
     assert np.isnan(first.history[0]["metrics"]["roc_auc"])
     assert first.parameters == {"adapter": 512, "head": 66, "trainable": 578, "total": first.parameters["total"]}
