@@ -18,7 +18,7 @@ from fleetune.data.writing import sha256_of
 from fleetune.engine.checkpoint import save_tensors
 from fleetune.engine.generation import Generation, TrialCut
 from fleetune.engine.loss import batch_loss
-from fleetune.errors import RunError, StorageError
+from fleetune.errors import RecipeError, RunError, StorageError
 from fleetune.lab.checkpoints import FleetCheckpoints, remove_leftovers
 from fleetune.lab.folder import RunFolder
 from fleetune.lab.frozen import frozen_recipe
@@ -266,6 +266,18 @@ def test_readers_have_the_recipe_of_the_ledger_where_its_file_says_something_els
     assert (found.name, found.base, found.data, found.backbones) == (
         whole.name, whole.base, whole.data, whole.backbones,
     )  # fmt: skip
+
+
+def test_a_run_is_not_taken_up_by_its_own_recipe_where_that_was_changed(finished: tuple[Recipe, Path]) -> None:
+    recipe, folder = finished
+    path = folder / "recipe.toml"
+    before = path.read_bytes()
+    path.write_bytes(before.replace(b"max_tokens = ", b"max_tokens = 1", 1))
+    with pytest.raises(RecipeError, match=r"recipe\.toml is not .*data\.0\.max_tokens differs.*\n.*--out") as error:
+        run(load_recipe(path), folder, executor=FakeExecutor())
+    assert len(str(error.value).splitlines()) == 2
+    run(recipe, folder, executor=FakeExecutor())
+    assert path.read_bytes() == before
 
 
 def test_where_an_older_ledger_has_no_recipe_the_file_is_taken(finished: tuple[Recipe, Path]) -> None:

@@ -60,7 +60,7 @@ def open_ledger(place: RunFolder, inputs: Inputs, command: str | None) -> Iterat
     try:
         known = ledger.trial_keys()
         if known and known != [(trial.id, trial.name) for trial in inputs.plan.trials]:
-            raise RecipeError(_other_recipe(place, inputs))
+            raise RecipeError(_other_recipe(place, inputs, ledger))
         ledger.begin_attempt(environment())
         try:
             with ledger.transaction():
@@ -216,15 +216,21 @@ def _row(trial: Trial, position: int, fleet: int, inputs: Inputs) -> dict[str, A
     }
 
 
-def _other_recipe(place: RunFolder, inputs: Inputs) -> str:
+def _other_recipe(place: RunFolder, inputs: Inputs, ledger: Ledger) -> str:
     """Returns the refusal of a folder that holds another run, with the first thing that differs."""
     wanted = json.loads(json.dumps(_movable(resolved(inputs.recipe), place.path)))
-    old, new = _flat(_with_presentation(_frozen(place), wanted)), _flat(wanted)
+    of_file = _frozen(place)
+    old, new = _flat(_with_presentation(ledger.meta().get("recipe", of_file), wanted)), _flat(wanted)
     differing = [key for key in [*new, *old] if old.get(key) != new.get(key)]
     if not differing:
         return (
             f"{place.path} holds the run of this recipe on other texts: the data have changed since.\n"
             "Put the data back as they were to go on with it, or give another --out for a new run"
+        )
+    if of_file == wanted:
+        return (
+            f"{place.recipe} is not the recipe that this run began with ({differing[0]} differs): it was damaged, or "
+            "changed by hand.\nPut it back as it was, or run the recipe that it came from with the same --out"
         )
     return (
         f"{place.path} holds the run of another recipe ({differing[0]} differs).\n"
