@@ -41,7 +41,7 @@ class SavingConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     checkpoint_seconds: float = Field(default=CHECKPOINT_SECONDS, ge=0.0, allow_inf_nan=False)
-    """Time between two checkpoints of a fleet: what a run that is killed does again at most."""
+    """Time between two checkpoints of a fleet: what a run that is killed does again, with an evaluation under way."""
 
 
 class CompareConfig(BaseModel):
