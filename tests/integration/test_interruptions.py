@@ -94,6 +94,7 @@ def files(folder: Path) -> dict[str, str]:
     return found | {"rows": repr(rows)}
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_while_the_first_sleeps_and_takes_over_when_it_is_dead(
     write_recipe: WriteRecipe, tmp_path: Path, begin: Callable[..., subprocess.Popen[str]], capsys: Captured
 ):

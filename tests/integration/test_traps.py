@@ -89,8 +89,14 @@ def trained_head(architecture: str, kind: str) -> tuple[Backbone, Any, dict[str,
     return backbone, fleet.trials[0].spec.method, end
 
 
-@pytest.mark.parametrize("kind", ["lora", "ia3", "norm"])
-@pytest.mark.parametrize("architecture", ["distilbert", "roberta", "electra", "deberta-v2", "mpnet", "llama", "phi"])
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [
+        pytest.param(architecture, kind, marks=() if kind == "lora" or architecture == "distilbert" else pytest.mark.slow)
+        for architecture in ("distilbert", "roberta", "electra", "deberta-v2", "mpnet", "llama", "phi")
+        for kind in ("lora", "ia3", "norm")
+    ],
+)
 def test_the_head_is_trained_saved_and_restored_whole(architecture: str, kind: str, tmp_path: Path) -> None:
     """peft#310, #577, #2171: a head that is not saved comes back random; DistilBERT's `pre_classifier` stays so."""
     backbone, method, tensors = trained_head(architecture, kind)
@@ -187,7 +193,7 @@ def test_a_classifier_to_start_from_may_have_its_labels_in_another_order(archite
     assert "other labels (contradiction" in other.notes[-1]
 
 
-@pytest.mark.parametrize("stop", [False, True], ids=["through", "resumed"])
+@pytest.mark.parametrize("stop", [pytest.param(False, marks=pytest.mark.slow), True], ids=["through", "resumed"])
 def test_the_best_checkpoint_outlives_all_that_are_saved_after_it(tmp_path: Path, stop: bool) -> None:
     """transformers#36201, #11748, peft#394: a limit on checkpoints deletes the best one, or another is called best."""
     data = random_data()
