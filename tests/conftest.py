@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import random
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,23 @@ SPECIAL = {
 }
 
 WriteTexts = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unfrozen_at_the_end() -> Iterator[None]:
+    """Gives back what `few_objects_to_look_through` took: libraries look for what they leaked."""
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_objects_to_look_through() -> None:
+    """Takes what lives already off the collector's hands: libraries and collected tests are millions of objects.
+
+    Each run begins with a collection, which else takes longer than the run.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -328,7 +328,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder).parent): file.read_bytes() for file in files}
 
 
-@pytest.mark.parametrize("stop_after", [1, 23, 70])
+@pytest.mark.parametrize(
+    "stop_after", [pytest.param(1, marks=pytest.mark.slow), 23, pytest.param(70, marks=pytest.mark.slow)]
+)
 def test_a_stopped_fleet_ends_as_one_never_stopped(tmp_path: Path, stop_after: int) -> None:
     data = random_data()
     whole, _ = train(MIXED, data, folder=tmp_path / "whole")

@@ -118,6 +118,7 @@ def test_a_second_process_is_refused_while_the_first_sleeps_and_takes_over_when_
     assert [attempt["outcome"] for attempt in status.attempts] == [None, "done"]
 
 
+@pytest.mark.slow
 def test_a_process_that_wakes_up_after_its_run_was_taken_over_changes_nothing(
     write_recipe: WriteRecipe, tmp_path: Path, begin: Callable[..., subprocess.Popen[str]], capsys: Captured
 ):

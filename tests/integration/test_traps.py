@@ -92,7 +92,9 @@ def trained_head(architecture: str, kind: str) -> tuple[Backbone, Any, dict[str,
 @pytest.mark.parametrize(
     ("architecture", "kind"),
     [
-        pytest.param(architecture, kind, marks=() if kind == "lora" or architecture == "distilbert" else pytest.mark.slow)
+        pytest.param(
+            architecture, kind, marks=() if kind == "lora" or architecture == "distilbert" else pytest.mark.slow
+        )
         for architecture in ("distilbert", "roberta", "electra", "deberta-v2", "mpnet", "llama", "phi")
         for kind in ("lora", "ia3", "norm")
     ],

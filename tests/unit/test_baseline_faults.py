@@ -67,7 +67,6 @@ def test_what_is_the_baselines_own_fails_it(error: Exception, monkeypatch: pytes
 
 
 ENDING = [
-    torch.AcceleratorError("CUDA error: out of memory", 2),
     torch.AcceleratorError("CUDA error: an illegal memory access", 700),
     RunTakenOverError("gone"),
     StorageError("full"),

@@ -153,7 +153,7 @@ def test_what_the_system_refuses_is_told_in_two_lines(
     assert len(str(told.value).splitlines()) == 2
 
 
-@pytest.mark.parametrize("column", [[1, "a"] * 60, [{}] * 120, [1j] * 120])
+@pytest.mark.parametrize("column", [[1, "a"] * 60, [{}] * 120, [1j] * 120, [2**70] * 120])
 def test_a_column_that_no_file_takes_is_told_in_two_lines(
     column: list[Any], make: Make, frame: pd.DataFrame, tmp_path: Path
 ):

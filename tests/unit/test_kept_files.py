@@ -219,6 +219,7 @@ def test_damaged_facts_about_the_data_of_a_run_that_ended_are_not_read(
     [
         "DELETE FROM artifacts WHERE kind = 'data'",  # an older version made it
         "UPDATE attempts SET ended = NULL, outcome = NULL",  # it lives or was killed: the row may not be there yet
+        "UPDATE attempts SET outcome = 'interrupted'",
     ],
 )
 def test_facts_about_the_data_are_read_where_the_ledger_need_not_know_them(
@@ -268,12 +269,20 @@ def test_readers_have_the_recipe_of_the_ledger_where_its_file_says_something_els
     )  # fmt: skip
 
 
-def test_a_run_is_not_taken_up_by_its_own_recipe_where_that_was_changed(finished: tuple[Recipe, Path]) -> None:
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [(b"max_tokens = ", b"max_tokens = 1", r"data\.0\.max_tokens"), (b"rank = 2\n", b"", r"method\.0\.rank")],
+    ids=["changed", "left out"],
+)
+def test_a_run_is_not_taken_up_by_its_own_recipe_where_that_was_changed(
+    finished: tuple[Recipe, Path], old: bytes, new: bytes, key: str
+) -> None:
     recipe, folder = finished
     path = folder / "recipe.toml"
     before = path.read_bytes()
-    path.write_bytes(before.replace(b"max_tokens = ", b"max_tokens = 1", 1))
-    with pytest.raises(RecipeError, match=r"recipe\.toml is not .*data\.0\.max_tokens differs.*\n.*--out") as error:
+    assert old in before
+    path.write_bytes(before.replace(old, new, 1))
+    with pytest.raises(RecipeError, match=rf"recipe\.toml is not .*{key} differs.*\n.*--out") as error:
         run(load_recipe(path), folder, executor=FakeExecutor())
     assert len(str(error.value).splitlines()) == 2
     run(recipe, folder, executor=FakeExecutor())

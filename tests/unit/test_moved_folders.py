@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,15 @@ def test_nothing_makes_the_folder_of_a_run_that_is_gone(tmp_path: Path, monkeypa
         tokenize(data(["a"]), make_tokenizer(), 8, gone / "data" / "tokens", "tiny")
     assert len(str(told.value).splitlines()) == 2
     assert not gone.exists()
+
+
+def test_a_full_disk_is_not_told_as_a_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(StorageError, match=r"cannot be written to .*No space left on device"):
+        tokenize(data(["a"]), make_tokenizer(), 8, tmp_path / "tokens", "tiny")
 
 
 def test_new_folders_are_on_disk_with_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -623,7 +623,7 @@ def test_a_damaged_file_of_texts_is_named_and_written_anew(recipe: Recipe, folde
         load_results(folder).texts["reviews"]
     with closing(sqlite3.connect(folder / "ledger.sqlite")) as db, db:
         db.execute("DELETE FROM meta WHERE key = 'seal'")
-        db.execute("UPDATE attempts SET ended = NULL")
+        db.execute("UPDATE attempts SET outcome = 'interrupted'")
     with pytest.raises(RunError, match=r"held_out\.parquet cannot be read"):
         load_results(folder).texts["reviews"]
     run(recipe, folder, executor=FakeExecutor())

@@ -113,7 +113,7 @@ def test_a_tracker_is_told_of_each_trial_from_start_to_end(write_recipe, folder,
         assert start.configuration["parameters"] == result.parameters
         assert (start.configuration["layout"], start.configuration["data"]["name"]) == ("packed", "reviews")
         points = listener.of("point", result.id)
-        assert [(p.step, p.values["train/loss"]) for p in points if "train/loss" in p.values] == result.losses
+        assert [(p.step, p.values["train/loss"]) for p in points if "train/loss" in p.values] == list(result.losses)
         measured = [(p.step, p.values["validation/accuracy"]) for p in points if "validation/accuracy" in p.values]
         assert measured == [(one["step"], one["metrics"]["accuracy"]) for one in result.history]
         assert not any("validation/roc_auc" in point.values for point in points), "nan is no value"
@@ -164,7 +164,7 @@ def test_an_interrupted_trial_is_told_so_and_goes_on_with_what_the_ledger_has(wr
     run(load_recipe(folder / "recipe.toml"), folder, executor=FromStepThree())
     for trial in load_results(folder).trials:
         told = [(p.step, p.values["train/loss"]) for p in second.of("point", trial.id) if "train/loss" in p.values]
-        assert told == trial.losses
+        assert told == list(trial.losses)
         assert len(told) == STEPS or trial.kind == "head", "the head's second step was never trained"
         assert second.of("end", trial.id)[0].outcome == "done"
     third = Listener()

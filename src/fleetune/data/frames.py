@@ -40,7 +40,7 @@ def keep_frame(frame: Any, folder: Path) -> Path:
         if not _holds(path, content):
             make_folder(folder, above=len(folder.parents))
             write_whole(path, lambda beside: pyarrow.parquet.write_table(table, beside))
-    except (pyarrow.ArrowException, ValueError, TypeError) as error:
+    except (pyarrow.ArrowException, ValueError, TypeError, OverflowError) as error:
         # The last argument names the column, where there are several.
         said = (str(error.args[-1] if error.args else error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(

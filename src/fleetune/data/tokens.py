@@ -132,7 +132,7 @@ def tokenize(
     try:
         _write(_encode(dataset, tokenizer, max_tokens, cutting), folder)
     except OSError as error:
-        if not cache.exists():
+        if isinstance(error, FileNotFoundError) and not cache.parent.exists():
             raise StorageError(
                 f"{cache} is gone: it was deleted or moved meanwhile.\n"
                 "Put it back, or type the same command again: what was saved is whole"

@@ -58,7 +58,7 @@ class Fleet:
         specs: The trials.
         data: Their texts.
         checkpoints: Keeps what a resume needs; None keeps nothing on disk.
-        checkpoint_seconds: How much of its time a fleet that is killed has to repeat at most.
+        checkpoint_seconds: How much of its time a fleet that is killed has to repeat, with an evaluation under way.
         is_stopped: Is asked between two micro-steps, and in evaluations, whether to save and end there.
 
     Raises:

@@ -81,19 +81,21 @@ class Division:
     def begin_again(self, trials: Sequence[str]) -> None:
         """Opens fleets for finished trials that are to be trained again, in the company that they had last.
 
-        Those beside them that are done keep what they have.
+        Of their earlier course the ledger keeps nothing; those beside them that are done keep what they have. Where
+        memory ran out that time, the company is the whole that was divided: it is divided again if it must be.
         """
         if not trials:
             return
         planned: dict[str, list[str]] = {}
-        # Halves come of memory that ran out, and come again if it does.
         for row in self._ledger.rows("SELECT trials FROM fleets WHERE origin <> 'divided' ORDER BY id"):
             company = json.loads(row["trials"])
             planned |= dict.fromkeys(company, company)
         numbers = {row["id"]: row["fleet"] for row in self._ledger.rows("SELECT id, fleet FROM trials")}
         fleets = {tuple(planned.get(trial, [trial])): numbers[trial] for trial in trials}
         with self._ledger.transaction() as db:
-            db.executemany("UPDATE trials SET status = 'pending' WHERE id = ?", [(trial,) for trial in trials])
+            for trial in trials:
+                db.execute("UPDATE trials SET status = 'pending' WHERE id = ?", (trial,))
+                self._ledger.forget_course(trial)
             for company, number in fleets.items():
                 _insert(db, number, company, "afresh")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -101,11 +100,13 @@ def remove_partials(ledger: Ledger, data: Path) -> None:
 
 
 def _has_ended(ledger: LedgerReader) -> bool:
-    return any(row["ended"] is not None for row in ledger.rows("SELECT ended FROM attempts ORDER BY id DESC LIMIT 1"))
+    """Returns whether the newest attempt came to its end: one that was interrupted may have stopped anywhere."""
+    rows = ledger.rows("SELECT outcome FROM attempts ORDER BY id DESC LIMIT 1")
+    return any(row["outcome"] in ("done", "failed") for row in rows)
 
 
 def _refusal(path: Path, folder: Path) -> RunError:
-    again = f"fleetune run {shlex.quote(str(RunFolder(folder).recipe))}"
+    again = RunFolder(folder).to_go_on
     return RunError(
         f"{path} is damaged: its checksum is not the ledger's.\nRun the recipe again to make it anew; type: {again}"
     )

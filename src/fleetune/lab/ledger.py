@@ -239,15 +239,22 @@ class Ledger:
                 self._set_fitted(event.trial, event.parameters)
             self._note(event.trial, "finished", "")
 
-    def forget_earlier_course(self, trial: str, steps: int) -> None:
-        """Removes what the ledger has of an earlier course of a trial that has now ended after `steps`.
+    def forget_course(self, trial: str) -> None:
+        """Removes a trial's files, steps and evaluations from the ledger: it begins anew."""
+        with self.transaction():
+            self.forget_beyond(trial, -1)
+            columns = "evaluation_texts = NULL, evaluation_seconds = NULL"
+            self._db.execute(f"UPDATE trials SET {columns} WHERE id = ?", (trial,))  # noqa: S608
 
-        On another machine a trial that goes on may stop earlier, and its files have other names.
+    def forget_beyond(self, trial: str, step: int) -> None:
+        """Removes a trial's files, and its steps and evaluations beyond `step`, from the ledger: it ended there.
+
+        On another machine a trial that goes on may stop earlier than it had come, and its files have other names.
         """
         with self.transaction():
             self._db.execute("DELETE FROM artifacts WHERE trial = ?", (trial,))
             for table in ("steps", "metrics"):
-                self._db.execute(f"DELETE FROM {table} WHERE trial = ? AND step > ?", (trial, steps))  # noqa: S608
+                self._db.execute(f"DELETE FROM {table} WHERE trial = ? AND step > ?", (trial, step))  # noqa: S608
 
     def _add_evaluated(self, trial: str, texts: int, seconds: float) -> None:
         """Adds texts that were read without training on them, and the time of that."""

@@ -15,13 +15,13 @@ import tomli_w
 from fleetune.data.gate import TooManyBadRowsError, quarantine_csv
 from fleetune.data.writing import write_bytes, write_text
 from fleetune.engine.config import BackboneConfig
-from fleetune.errors import ENDS_RUN, BackboneError, RecipeError, RunError
+from fleetune.errors import ENDS_RUN, BackboneError, RecipeError, RunError, UserError
 from fleetune.lab.folder import RunFolder
 from fleetune.lab.inputs import Inputs, gather_inputs
 from fleetune.lab.ledger import Ledger
 from fleetune.lab.overrides import Document
 from fleetune.lab.plan import Trial
-from fleetune.lab.recipe import PATHS, SAVING, TRACK, Recipe, resolved
+from fleetune.lab.recipe import PATHS, SAVING, TRACK, Recipe, load_recipe, resolved
 from fleetune.lab.signals import RunInterrupted
 from fleetune.redaction import redacted
 from fleetune.runtime import environment
@@ -219,15 +219,15 @@ def _row(trial: Trial, position: int, fleet: int, inputs: Inputs) -> dict[str, A
 def _other_recipe(place: RunFolder, inputs: Inputs, ledger: Ledger) -> str:
     """Returns the refusal of a folder that holds another run, with the first thing that differs."""
     wanted = json.loads(json.dumps(_movable(resolved(inputs.recipe), place.path)))
-    of_file = _frozen(place)
-    old, new = _flat(_with_presentation(ledger.meta().get("recipe", of_file), wanted)), _flat(wanted)
+    before = ledger.meta().get("recipe") or _frozen(place)
+    old, new = _flat(_with_presentation(before, wanted)), _flat(wanted)
     differing = [key for key in [*new, *old] if old.get(key) != new.get(key)]
     if not differing:
         return (
             f"{place.path} holds the run of this recipe on other texts: the data have changed since.\n"
             "Put the data back as they were to go on with it, or give another --out for a new run"
         )
-    if of_file == wanted:
+    if _asks_for(place, wanted):
         return (
             f"{place.recipe} is not the recipe that this run began with ({differing[0]} differs): it was damaged, or "
             "changed by hand.\nPut it back as it was, or run the recipe that it came from with the same --out"
@@ -236,6 +236,14 @@ def _other_recipe(place: RunFolder, inputs: Inputs, ledger: Ledger) -> str:
         f"{place.path} holds the run of another recipe ({differing[0]} differs).\n"
         f"To go on with it type: fleetune run {shlex.quote(str(place.recipe))}; for a new run give another --out"
     )
+
+
+def _asks_for(place: RunFolder, wanted: Any) -> bool:
+    """Returns whether the run's own recipe is the one that is wanted, with the defaults of what it leaves out."""
+    try:
+        return bool(json.loads(json.dumps(_movable(resolved(load_recipe(place.recipe)), place.path))) == wanted)
+    except (UserError, OSError):
+        return False
 
 
 def _flat(node: Any, path: str = "") -> dict[str, Any]:

@@ -373,7 +373,7 @@ class _Run:
                     self._record_finished(event, dataset, method, costs)
 
     def _record_finished(self, event: Finished, dataset: Dataset, method: Method, costs: TextCosts) -> None:
-        self.ledger.forget_earlier_course(event.trial, event.steps)
+        self.ledger.forget_beyond(event.trial, event.steps)
         path = self.place.predictions(event.trial)
         write_predictions(path, dataset, event.predictions)
         self.ledger.add_artifact(path, "predictions", event.trial)
