@@ -62,7 +62,13 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param(name, marks=() if name in ("bert", "llama") or KNOWN[name].relative else pytest.mark.slow)
+        for name in ARCHITECTURES
+    ],
+)
 def test_same_losses_and_tensors(architecture, layout, counted):
     specs = mixed_specs(architecture, least=4)[:6]
     if layout == "packed" and KNOWN[architecture].relative is not None:

@@ -83,8 +83,14 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        pytest.param(name, precision, marks=() if precision == "float64" or name == "lora" else pytest.mark.slow)
+        for name in CASES
+        for precision in PRECISIONS
+    ],
+)
 def test_losses_follow_the_plain_loop(name: str, precision: str) -> None:
     dtype, tolerance = PRECISIONS[precision]
     data, case = random_data(), CASES[name]

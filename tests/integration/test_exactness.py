@@ -121,7 +121,7 @@ def assert_same(got: Outcome, expected: Outcome, precision: str) -> None:
         assert not is_logits or (got[name].argmax(axis=1) == values.argmax(axis=1)).all()
 
 
-@cases(("bert", "float64"))
+@cases()
 def test_alone_equals_together(architecture: str, precision: str) -> None:
     fleet = together(architecture, precision)
     assert len(fleet) >= 8
