@@ -84,7 +84,9 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_end_is_the_same(check: Callab
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("every", [1, 4])
 def test_killed_at_each_kind_of_place(check: Callable[..., Any], place: str, every: int) -> None:
-    numbers = (3, 2, 7, 5, 11) if place != "removal" else (3, 2, 7)
+    # Of these a run has too few to be killed five times at them.
+    are_few = place == "removal" or (place, every) == ("committed", 4)
+    numbers = (3, 2, 7) if are_few else (3, 2, 7, 5, 11)
     check([(place, number) for number in numbers], every, method=[*FLEET, *ALONE])
 
 
