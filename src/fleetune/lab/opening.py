@@ -72,7 +72,7 @@ def open_ledger(place: RunFolder, inputs: Inputs, command: str | None) -> Iterat
         except BaseException as error:
             stopped = isinstance(error, (RunInterrupted, KeyboardInterrupt, OSError, *ENDS_RUN))
             # The error itself must reach the user, also where the disk is full or another process has the run.
-            with suppress(*ENDS_RUN, RunError):
+            with suppress(RunError, *ENDS_RUN):
                 ledger.end_attempt("interrupted" if stopped else "failed")
             raise
         ledger.end_attempt("failed" if "failed" in ledger.statuses().values() else "done")
@@ -166,7 +166,7 @@ def _freeze_presentation(place: RunFolder, recipe: Recipe, ledger: Ledger) -> No
     frozen = ledger.meta().get("recipe", found)
     # A file that was damaged, or changed by hand, is written anew from the ledger.
     is_whole = found == frozen
-    new = json.loads(json.dumps(_movable(resolved(recipe), place.path)))
+    new = _as_recorded(recipe, place)
     wanted = _with_presentation(frozen, new)
     if wanted != frozen or not is_whole:
         # The ledger's keys are sorted; where it says the same, the file is what it was to the byte.
@@ -218,7 +218,7 @@ def _row(trial: Trial, position: int, fleet: int, inputs: Inputs) -> dict[str, A
 
 def _other_recipe(place: RunFolder, inputs: Inputs, ledger: Ledger) -> str:
     """Returns the refusal of a folder that holds another run, with the first thing that differs."""
-    wanted = json.loads(json.dumps(_movable(resolved(inputs.recipe), place.path)))
+    wanted = _as_recorded(inputs.recipe, place)
     before = ledger.meta().get("recipe") or _frozen(place)
     old, new = _flat(_with_presentation(before, wanted)), _flat(wanted)
     differing = [key for key in [*new, *old] if old.get(key) != new.get(key)]
@@ -238,12 +238,17 @@ def _other_recipe(place: RunFolder, inputs: Inputs, ledger: Ledger) -> str:
     )
 
 
-def _asks_for(place: RunFolder, wanted: Any) -> bool:
+def _asks_for(place: RunFolder, wanted: Document) -> bool:
     """Returns whether the run's own recipe is the one that is wanted, with the defaults of what it leaves out."""
     try:
-        return bool(json.loads(json.dumps(_movable(resolved(load_recipe(place.recipe)), place.path))) == wanted)
+        return _as_recorded(load_recipe(place.recipe), place) == wanted
     except (UserError, OSError):
         return False
+
+
+def _as_recorded(recipe: Recipe, place: RunFolder) -> Document:
+    """Returns a recipe as the ledger of a run in this folder has it."""
+    return dict(json.loads(json.dumps(_movable(resolved(recipe), place.path))))
 
 
 def _flat(node: Any, path: str = "") -> dict[str, Any]:
